@@ -1,0 +1,135 @@
+"""The training arguments: the host's, and the few fields that say how batches are composed."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Union
+
+from sentence_transformers import SentenceTransformerTrainingArguments
+from sentence_transformers.base.sampler import BatchSamplers
+
+from gcbs_st.planners import Planner, make_planner
+
+_NO_DUPLICATES = ("NO_DUPLICATES", "NO_DUPLICATES_HASHED")
+
+
+@dataclass
+class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
+    """`SentenceTransformerTrainingArguments` and how batches are composed.
+
+    `batch_sampler="no_duplicates"` has the host's meaning: no text stands twice in a batch, whatever the
+    planner. Batches are always full, `dataloader_drop_last` or not.
+
+    Args:
+        planner: a name of `gcbs_st.planners.available()` or an object with a `plan` method.
+        planner_options: keyword arguments of the planner's constructor, as a dict or JSON.
+        replan_steps: when plans are made besides each epoch's start. 0: then only; 1 or more: also every
+            so many optimizer steps, over the rows not yet drawn; between 0 and 1: that share of an epoch's steps.
+        planner_warmup_steps: optimizer steps with random batches before the first plan.
+        embedding_batch_size: texts a forward pass when the rows are embedded; None for
+            `per_device_eval_batch_size`.
+        shuffle_planned_batches: draw the batches of a plan in random order, not side by side.
+
+    Raises:
+        ValueError: a value out of its range, an unknown planner or option, or a batch sampler that planning replaces.
+
+    Example:
+        >>> GCBSTrainingArguments(output_dir="out", planner="gcbs", replan_steps=0.5, report_to="none").replan_steps
+        0.5
+    """
+
+    _VALID_DICT_FIELDS = [*SentenceTransformerTrainingArguments._VALID_DICT_FIELDS, "planner_options"]
+
+    # `planner` is annotated as a string for HfArgumentParser; a Planner object is taken as well.
+    planner: str = field(default="gcbs", metadata={"help": "Name of the planner that composes the batches."})
+    planner_options: Union[dict[str, Any], str, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
+        default=None, metadata={"help": "Keyword arguments of the planner's constructor, as JSON."}
+    )
+    replan_steps: float = field(
+        default=0.0,
+        metadata={
+            "help": "0: plan at each epoch's start only; >= 1: also every so many steps; in (0, 1): share of an epoch."
+        },
+    )
+    planner_warmup_steps: int = field(default=0, metadata={"help": "Optimizer steps with random batches first."})
+    embedding_batch_size: Union[int, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
+        default=None,
+        metadata={"help": "Texts a forward pass when rows are embedded; default: the evaluation batch size."},
+    )
+    shuffle_planned_batches: bool = field(default=True, metadata={"help": "Draw a plan's batches in random order."})
+
+    def __post_init__(self) -> None:
+        """Checks the fields, after the host has checked its own."""
+        super().__post_init__()
+        if isinstance(self.planner_options, str):
+            try:
+                self.planner_options = json.loads(self.planner_options)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"planner_options: got {self.planner_options!r}, expected a JSON object: {error}"
+                ) from None
+        self.check_planning()
+
+    def check_planning(self) -> None:
+        """Refuses fields that cannot be planned with.
+
+        Raises:
+            ValueError: says the field, what it holds and what it may hold.
+        """
+        if self.replan_steps < 0 or (self.replan_steps > 1 and self.replan_steps != int(self.replan_steps)):
+            raise ValueError(
+                f"replan_steps: got {self.replan_steps}, expected 0 (each epoch's start), a whole number of steps, "
+                "or a share of an epoch between 0 and 1."
+            )
+        if self.planner_warmup_steps < 0:
+            raise ValueError(f"planner_warmup_steps: got {self.planner_warmup_steps}, expected 0 or more steps.")
+        if self.embedding_batch_size is not None and self.embedding_batch_size < 1:
+            raise ValueError(f"embedding_batch_size: got {self.embedding_batch_size}, expected at least 1, or None.")
+        if not isinstance(self.planner_options, (dict, type(None))):
+            raise ValueError(f"planner_options: got {self.planner_options!r}, expected a mapping of option to value.")
+        name = getattr(self.batch_sampler, "name", None)
+        if name not in ("BATCH_SAMPLER", *_NO_DUPLICATES):
+            raise ValueError(
+                f"batch_sampler: got {self.batch_sampler!r}, but which rows share a batch is the planner's to decide. "
+                "Use batch_sampler or no_duplicates, or train with SentenceTransformerTrainer."
+            )
+        self.make_planner()
+
+    def make_planner(self) -> Planner:
+        """Returns the planner that the fields describe."""
+        return make_planner(self.planner, self.planner_options)
+
+    @property
+    def no_duplicates(self) -> bool:
+        """Whether a text may stand only once in a batch."""
+        return isinstance(self.batch_sampler, BatchSamplers) and self.batch_sampler.name in _NO_DUPLICATES
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields for the model card and trackers, a planner object as its text."""
+        fields_as_dict = super().to_dict()
+        if not isinstance(self.planner, str):
+            fields_as_dict["planner"] = repr(self.planner)
+        return fields_as_dict
+
+    @classmethod
+    def from_plain(cls, args: SentenceTransformerTrainingArguments) -> GCBSTrainingArguments:
+        """Returns plain arguments with the defaults of our fields; arguments of ours as they are.
+
+        Args:
+            args: of the host's class or of ours.
+
+        Returns:
+            Arguments of this class. Those given are not changed.
+        """
+        if isinstance(args, cls):
+            return args
+        # Not built anew from its fields: the host's checks rewrite some of them and must not run twice.
+        converted = copy.copy(args)
+        converted.__class__ = cls
+        for ours in fields(cls):
+            if not hasattr(converted, ours.name):
+                setattr(converted, ours.name, ours.default if ours.default is not MISSING else None)
+        converted.check_planning()
+        return converted

@@ -1,0 +1,74 @@
+"""The callback that says when to plan: at each epoch's start, and in mid-epoch every so many steps.
+
+Planning in `on_step_end` and not elsewhere is what makes a checkpoint whole: that event comes before
+evaluation and saving, so the checkpoint of a step holds the plan that the following steps draw from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from gcbs_st.arguments import GCBSTrainingArguments
+
+
+class ReplanCallback(TrainerCallback):
+    """Calls the trainer when a plan is due. Holds nothing but where in the run it is."""
+
+    def __init__(
+        self,
+        begin_epoch: Callable[[int, bool], None],
+        replan_tail: Callable[[], None],
+        steps_an_epoch: Callable[[], int],
+    ) -> None:
+        """Takes what to call.
+
+        Args:
+            begin_epoch: given the epoch and whether it is to be planned.
+            replan_tail: plans the rows that are not drawn yet.
+            steps_an_epoch: optimizer steps of a whole epoch.
+        """
+        self._begin_epoch = begin_epoch
+        self._replan_tail = replan_tail
+        self._steps_an_epoch = steps_an_epoch
+        self._epoch: int | None = None
+
+    def on_train_begin(
+        self, args: GCBSTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forgets the epochs of an earlier call of `train`."""
+        self._epoch = None
+
+    def on_epoch_begin(
+        self, args: GCBSTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the epoch. The first one of a resumed run may lie anywhere: 1.5 is the middle of epoch 1."""
+        self._epoch = int((state.epoch or 0.0) + 1e-6) if self._epoch is None else self._epoch + 1
+        self._begin_epoch(self._epoch, state.global_step >= args.planner_warmup_steps)
+
+    def on_step_end(
+        self, args: GCBSTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Plans the rest of the epoch when it is due."""
+        step = state.global_step
+        warmed_up = step == args.planner_warmup_steps
+        interval = self.interval(args.replan_steps)
+        due = interval and step > args.planner_warmup_steps and step % interval == 0
+        if warmed_up or due:
+            self._replan_tail()
+
+    def interval(self, replan_steps: float) -> int:
+        """Returns the optimizer steps between plans, 0 for none in mid-epoch.
+
+        Args:
+            replan_steps: the field of the arguments: steps, or the share of an epoch below 1.
+
+        Returns:
+            Whole steps.
+        """
+        if replan_steps == 0 or replan_steps >= 1:
+            return int(replan_steps)
+        return max(1, math.ceil(replan_steps * self._steps_an_epoch()))

@@ -1,0 +1,210 @@
+"""The embeddings that plans are made from: a model and rows of text in, one array of unit rows a column out.
+
+Texts are embedded as training embeds them (its prompts and routes, not those of inference), each
+distinct text once, and nothing of the training run is disturbed: no global random number is drawn and
+every module is left in the mode it was in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+
+_READ_ROWS = 10_000
+# Texts handed to `encode` at a time: it keeps all results in a list before it stacks them.
+_ENCODE_TEXTS = 32_768
+
+
+@dataclass(frozen=True)
+class TextColumn:
+    """A column of the dataset and how training preprocesses it.
+
+    Attributes:
+        name: of the column.
+        prompt: what the collator puts before each text, "" for nothing.
+        task: the route of a Router model, such as "query"; None without routes.
+    """
+
+    name: str
+    prompt: str = ""
+    task: str | None = None
+
+
+def text_columns(
+    dataset: Dataset,
+    *,
+    label_columns: Sequence[str] = (),
+    prompts: str | Mapping[str, Any] | None = None,
+    router_mapping: Mapping[str, Any] | None = None,
+    dataset_name: str | None = None,
+) -> list[TextColumn]:
+    """Returns the columns that hold anchor and positive, with the prompts and routes of training.
+
+    As everywhere in sentence-transformers the order of the columns decides, not their names: the first
+    that is not a label holds the anchors, the second the positives.
+
+    Args:
+        dataset: the training rows.
+        label_columns: names that hold labels or scores.
+        prompts: `args.prompts` in any of its four forms.
+        router_mapping: `args.router_mapping` in either of its forms.
+        dataset_name: of this dataset within a DatasetDict, else None.
+
+    Returns:
+        Two columns.
+
+    Raises:
+        ValueError: fewer than two columns that are not labels.
+    """
+    names = [name for name in dataset.column_names if name not in {*label_columns, "dataset_name"}]
+    if len(names) < 2:
+        raise ValueError(
+            f"the training set has the text columns {names}, expected at least two (anchor and positive). For "
+            "unsupervised training give the same sentence twice, as columns anchor and positive."
+        )
+    columns = []
+    for name in names[:2]:
+        prompt = _for_column(prompts, dataset_name, name)
+        columns.append(TextColumn(name, prompt or "", _for_column(router_mapping or None, dataset_name, name)))
+    return columns
+
+
+def _for_column(setting: str | Mapping[str, Any] | None, dataset_name: str | None, column: str) -> str | None:
+    """Resolves a prompt or route as the host's collator does; both may be keyed by dataset, column or both."""
+    if isinstance(setting, Mapping) and dataset_name is not None and dataset_name in setting:
+        setting = setting[dataset_name]
+    if isinstance(setting, Mapping):
+        found = setting.get(column)
+        return found if isinstance(found, str) else None
+    return setting
+
+
+def encode_rows(
+    model: SentenceTransformer,
+    dataset: Dataset,
+    rows: np.ndarray,
+    columns: Sequence[TextColumn],
+    *,
+    batch_size: int,
+    show_progress: bool = False,
+) -> list[np.ndarray]:
+    """Returns one (m, d) float32 array of unit rows a column.
+
+    Cost: one forward pass over the distinct texts; O(m d) memory.
+
+    Args:
+        model: the model that is being trained, unwrapped.
+        dataset: the training rows.
+        rows: (m,) row ids.
+        columns: what to embed.
+        batch_size: texts a forward pass.
+        show_progress: show the progress bars of `encode`.
+
+    Returns:
+        The arrays, in the order of `columns`; the same object where two columns hold the same texts with
+        the same prompt, as in unsupervised training.
+
+    Raises:
+        ValueError: an embedding that is not finite or is all zeros; the message shows its text.
+    """
+    texts = _read(dataset, rows, [column.name for column in columns])
+    arrays: list[np.ndarray | None] = [None] * len(columns)
+    with evaluation_mode(model):
+        for prompt, task in dict.fromkeys((column.prompt, column.task) for column in columns):
+            mine = [i for i, column in enumerate(columns) if (column.prompt, column.task) == (prompt, task)]
+            distinct, positions = _distinct([texts[i] for i in mine])
+            embeddings = _encode(model, distinct, prompt, task, batch_size, show_progress)
+            _refuse_useless(embeddings, distinct)
+            made: dict[bytes, np.ndarray] = {}
+            for i, position in zip(mine, positions, strict=True):
+                arrays[i] = made.setdefault(position.tobytes(), embeddings[position])
+    return [array for array in arrays if array is not None]
+
+
+def _read(dataset: Dataset, rows: np.ndarray, names: Sequence[str]) -> list[list[Any]]:
+    """The values of some columns. Rows are read whole, so that a transform of the user's sees all of them."""
+    values: list[list[Any]] = [[] for _ in names]
+    for start in range(0, len(rows), _READ_ROWS):
+        block = dataset[rows[start : start + _READ_ROWS]]
+        for column, name in zip(values, names, strict=True):
+            column.extend(block[name])
+    return values
+
+
+def _distinct(columns: list[list[Any]]) -> tuple[list[Any], list[np.ndarray]]:
+    """The distinct texts of all columns, and for each column where its texts are among them."""
+    if not all(isinstance(text, str) for column in columns for text in column):
+        # Images, audio and chat messages do not compare cheaply: take each as it is.
+        bounds = np.cumsum([0, *[len(column) for column in columns]])
+        return [item for column in columns for item in column], [
+            np.arange(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
+        ]
+    index: dict[str, int] = {}
+    positions = [
+        np.array([index.setdefault(text, len(index)) for text in column], dtype=np.int64) for column in columns
+    ]
+    return list(index), positions
+
+
+def _encode(
+    model: SentenceTransformer, texts: list[Any], prompt: str, task: str | None, batch_size: int, show_progress: bool
+) -> np.ndarray:
+    """(m, d) float32 unit rows. Texts of like length go together, so that little of a batch is padding."""
+    lengths = np.array([len(text) if isinstance(text, str) else 0 for text in texts])
+    by_length = np.argsort(-lengths, kind="stable")
+    embeddings: np.ndarray | None = None
+    for start in range(0, len(texts), _ENCODE_TEXTS):
+        chosen = by_length[start : start + _ENCODE_TEXTS]
+        # An empty prompt keeps `encode` from adding the model's default prompt, which training never uses.
+        part = model.encode(
+            [texts[i] for i in chosen],
+            prompt=prompt,
+            task=task,
+            batch_size=batch_size,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=show_progress,
+        )
+        if embeddings is None:
+            embeddings = np.empty((len(texts), part.shape[1]), dtype=np.float32)
+        embeddings[chosen] = part
+    return np.empty((0, 0), dtype=np.float32) if embeddings is None else embeddings
+
+
+def _refuse_useless(embeddings: np.ndarray, texts: list[Any]) -> None:
+    norms = np.linalg.norm(embeddings, axis=1)
+    if (bad := np.flatnonzero(~np.isfinite(norms))).size:
+        raise ValueError(
+            f"{bad.size} of {len(texts)} distinct texts embed to NaN or infinity, for example {texts[bad[0]]!r:.120}. "
+            "The model has diverged: lower the learning rate, or resume from an earlier checkpoint."
+        )
+    if (bad := np.flatnonzero(norms < 0.5)).size:
+        raise ValueError(
+            f"{bad.size} of {len(texts)} distinct texts embed to zero, for example {texts[bad[0]]!r:.120}. The tokenizer "
+            "makes nothing of them: remove these rows from the training set."
+        )
+
+
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Restores the mode of every single module afterwards: parts may differ, frozen ones for instance.
+
+    Args:
+        model: whose modules may be switched to evaluation mode meanwhile, as `encode` does.
+
+    Yields:
+        Nothing.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

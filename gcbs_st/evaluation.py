@@ -1,0 +1,242 @@
+"""Score a model: STS by SimCSE's protocol, and how high held-out positives rank.
+
+In: a sentence-transformers model and the tasks of ``gcbs_st.sts_data``.
+Out: plain floats, Spearman or MRR x 100.
+Why: papers on contrastive learning report STS by one protocol (all sub-sets of a task concatenated, ONE Spearman of
+the cosine, SICK-R on its test part, plain mean over the tasks), and differences between batch planners are smaller
+than differences between protocols. The same tasks run through mteb in ``gcbs_st.mteb_protocol``, which is apart so
+that importing this module does not import mteb.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import SentenceEvaluator
+
+from gcbs_st.sts_data import StsTask
+
+# Cosines of one collapsed embedding still differ in the last bits of float32, and their ranks would look like a score.
+_SAME_COSINE = 1e-6
+
+
+def evaluate_sts(
+    model: SentenceTransformer, tasks: Mapping[str, StsTask], *, batch_size: int = 128, show_progress: bool = False
+) -> dict[str, float]:
+    """Return Spearman x 100 of the cosines for each task, and their average by SimCSE's protocol.
+
+    Each distinct text of all tasks is encoded once, in evaluation mode and with the model's default prompt. The
+    model's training mode and the global random numbers are left as they were.
+
+    Args:
+        model: The model to score.
+        tasks: Tasks by name, as ``load_sts_tasks`` returns them.
+        batch_size: Texts a forward pass.
+        show_progress: Whether to show the progress bar of ``encode``.
+
+    Returns:
+        Task -> score in [-100, 100], plus ``avg``, the plain mean of the test tasks. Tasks named ``-dev``, ``-train``
+        and ``-all`` are scored but not averaged; without any test task there is no ``avg``.
+
+    Raises:
+        ValueError: If there are no tasks, or a task's score is undefined (NaN embeddings, constant scores or cosines).
+    """
+    if not tasks:
+        raise ValueError("evaluate_sts: got no tasks, expected at least one StsTask")
+    rows, embeddings = _encode_distinct(
+        model, [[*task.sentence1, *task.sentence2] for task in tasks.values()], batch_size, show_progress
+    )
+    scores = {}
+    for (name, task), pair_rows in zip(tasks.items(), rows, strict=True):
+        first, second = embeddings[pair_rows.reshape(2, -1)]
+        scores[name] = _correlate(name, task.scores, np.einsum("nd,nd->n", first, second))
+    return add_average(scores)
+
+
+def add_average(scores: Mapping[str, float]) -> dict[str, float]:
+    """Return the scores plus ``avg``, the plain mean of the test tasks, if there are any."""
+    test_scores = [score for name, score in scores.items() if not name.endswith(("-dev", "-train", "-all"))]
+    return {**scores, "avg": statistics.fmean(test_scores)} if test_scores else dict(scores)
+
+
+def heldout_mrr(
+    model: SentenceTransformer,
+    anchors: Sequence[str],
+    positives: Sequence[str],
+    *,
+    batch_size: int = 128,
+    chunk: int = 512,
+) -> float:
+    """Return MRR x 100 of finding positive i from anchor i among all n positives, by cosine.
+
+    The rank of a positive is 1 + the number of strictly closer rows + half the number of other rows tied with it:
+    what a random order of the ties gives on average, so a model that maps all texts to one point scores
+    100 / (1 + (n - 1) / 2) and not 100.
+
+    Cost: O(n^2 d) time, O(chunk n) memory.
+
+    Args:
+        model: The model to score.
+        anchors: n texts.
+        positives: n texts; repeated texts are ties.
+        batch_size: Texts a forward pass.
+        chunk: Anchors compared at a time.
+
+    Returns:
+        Mean reciprocal rank x 100, in (0, 100].
+
+    Raises:
+        ValueError: If the texts are none or not paired, chunk is below 1, or an embedding is NaN or infinite.
+    """
+    if len(anchors) != len(positives) or not len(anchors):
+        raise ValueError(f"MRR: got {len(anchors)} anchors and {len(positives)} positives, expected as many, not none")
+    if chunk < 1:
+        raise ValueError(f"MRR: got chunk {chunk}, expected at least 1 row")
+    (anchor_rows, positive_rows), embeddings = _encode_distinct(model, [anchors, positives], batch_size, False)
+    finite = np.isfinite(embeddings).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"MRR: {np.count_nonzero(~finite)} of {len(finite)} embeddings are NaN or infinite, expected finite "
+            "numbers: the model has diverged or its weights were not loaded"
+        )
+    # Equal rows become one column with a count: as columns of their own they would differ in the last bits, because
+    # matrix products round by position, and would no longer be ties.
+    columns, column_of, counts = np.unique(embeddings[positive_rows], axis=0, return_inverse=True, return_counts=True)
+    column_of = column_of.reshape(-1)  # NumPy 2.0 returns (n, 1) here
+    reciprocal_ranks = []
+    for start in range(0, len(anchors), chunk):
+        cosines = embeddings[anchor_rows[start : start + chunk]] @ columns.T
+        own = np.take_along_axis(cosines, column_of[start : start + chunk, None], axis=1)
+        closer, tied = (cosines > own) @ counts, (cosines == own) @ counts - 1
+        reciprocal_ranks.append(1 / (1 + closer + tied / 2))
+    return 100 * float(np.concatenate(reciprocal_ranks).mean())
+
+
+def _correlate(name: str, scores: Sequence[float], cosines: np.ndarray) -> float:
+    if not np.isfinite(cosines).all():
+        raise ValueError(f"STS task {name}: NaN embeddings; the model has diverged or its weights were not loaded")
+    if not np.isfinite(scores).all() or np.ptp(scores) == 0:
+        raise ValueError(f"STS task {name}: gold scores are constant or not finite, Spearman is undefined")
+    if np.ptp(cosines) <= _SAME_COSINE:
+        raise ValueError(
+            f"STS task {name}: all cosines are equal, Spearman is undefined; the embeddings have collapsed"
+        )
+    return 100 * float(spearmanr(scores, cosines).statistic)
+
+
+def _encode_distinct(
+    model: SentenceTransformer, text_lists: Sequence[Sequence[str]], batch_size: int, show_progress: bool
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return for each list the rows of its texts, and the (rows, d) float32 unit embeddings of the distinct texts."""
+    row_of = {text: row for row, text in enumerate(dict.fromkeys(text for texts in text_lists for text in texts))}
+    with preserved_state(model):
+        embeddings = model.encode(
+            list(row_of),
+            batch_size=batch_size,
+            show_progress_bar=show_progress,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+        )
+    rows = [np.array([row_of[text] for text in texts], dtype=np.int64) for texts in text_lists]
+    return rows, np.asarray(embeddings, dtype=np.float32)
+
+
+@contextmanager
+def preserved_state(model: SentenceTransformer) -> Iterator[None]:
+    """Restore, on leaving, each module's training mode and Python's, NumPy's and torch's global random numbers."""
+    modes = [(module, module.training) for module in model.modules()]
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - restored, not drawn from
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        for module, mode in modes:
+            module.training = mode
+
+
+class StsEvaluator(SentenceEvaluator):
+    """Evaluator for the trainer that scores STS tasks by SimCSE's protocol (Spearman x 100).
+
+    Metrics are named ``{name}_{task}_spearman``. Checkpoints are chosen by ``primary_metric``: with
+    ``metric_for_best_model=f"eval_{evaluator.primary_metric}"`` and ``load_best_model_at_end=True``.
+
+    Args:
+        tasks: Tasks by name, as ``load_sts_tasks`` returns them.
+        name: Prefix of the metrics and part of the CSV file's name.
+        batch_size: Texts a forward pass.
+        show_progress: Whether to show the progress bar of ``encode``.
+        primary_task: Task (or ``avg``) that chooses the best checkpoint. Default: the only task, else
+            ``STSBenchmark-dev`` as SimCSE does, else ``avg``.
+
+    Raises:
+        ValueError: If there are no tasks, or the primary task is not among them or cannot be told.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, StsTask],
+        *,
+        name: str = "sts",
+        batch_size: int = 128,
+        show_progress: bool = False,
+        primary_task: str | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # the host's has no annotations
+        self.tasks = dict(tasks)
+        self.name = name
+        self.batch_size = batch_size
+        self.show_progress = show_progress
+        scored = list(add_average(dict.fromkeys(self.tasks, 0.0)))
+        fallbacks = [scored[0]] if len(self.tasks) == 1 else ["STSBenchmark-dev", "avg"]
+        candidates = fallbacks if primary_task is None else [primary_task]
+        chosen = next((task for task in candidates if task in scored), None)
+        if chosen is None:
+            raise ValueError(f"StsEvaluator: got primary_task {primary_task!r}, expected one of {scored}")
+        self.greater_is_better = True
+        self.primary_metric = self._metric(chosen)
+        self.csv_file = f"sts_evaluation{'_' + name if name else ''}_results.csv"
+        self.csv_headers = ["epoch", "steps", *(f"{task}_spearman" for task in scored)]
+
+    def __call__(  # type: ignore[override] # narrower model, as in the host's own evaluators
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """Return the metrics, log them to the model card and, with an output path, append them to the CSV file.
+
+        Args:
+            model: The model to score.
+            output_path: Folder of the CSV file, made if absent; None writes nothing.
+            epoch: Epoch of the CSV row, a fraction when the trainer calls; -1 after training.
+            steps: Steps of the CSV row; -1 at the end of an epoch.
+
+        Returns:
+            ``{name}_{task}_spearman`` -> score x 100 for each task and ``avg``.
+        """
+        scores = evaluate_sts(model, self.tasks, batch_size=self.batch_size, show_progress=self.show_progress)
+        if output_path is not None:
+            path = Path(output_path) / self.csv_file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = [] if path.exists() else [self.csv_headers]
+            with path.open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([*rows, [epoch, steps, *scores.values()]])
+        metrics = {self._metric(task): score for task, score in scores.items()}
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
+        return metrics
+
+    @property
+    def description(self) -> str:
+        """Heading of the metrics in the model card."""
+        return "Semantic Textual Similarity"
+
+    def _metric(self, task: str) -> str:
+        return f"{self.name}_{task}_spearman" if self.name else f"{task}_spearman"

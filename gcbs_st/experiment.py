@@ -1,0 +1,337 @@
+"""One configuration in, one record of scores and seconds a run out: the same training, once for each entry of `runs`.
+
+Runs are paired: each starts from the same weights with the same seed, the same rows and the same number of
+steps, and differs in the fields of `train` that its entry names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import losses
+from transformers import set_seed
+from transformers.trainer_utils import TrainOutput
+
+from gcbs_st.arguments import GCBSTrainingArguments
+from gcbs_st.checkpoint import last_whole_checkpoint
+from gcbs_st.config import ConfigError, ExperimentConfig, LossConfig, dump_config
+from gcbs_st.corpus import corpus_hash, load_corpus, split_held_out
+from gcbs_st.evaluation import evaluate_sts, heldout_mrr
+from gcbs_st.models import load_model, use_sparse_gradients
+from gcbs_st.sts_data import StsTask, load_sts_tasks
+from gcbs_st.trainer import GCBSTrainer
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What all runs of an experiment share.
+
+    Attributes:
+        train: the training rows.
+        held_out: pairs kept back, or None.
+        tasks: the STS tasks, by name.
+        corpus_hash: of the training rows.
+    """
+
+    train: Dataset
+    held_out: Dataset | None
+    tasks: dict[str, StsTask]
+    corpus_hash: str
+
+
+def run_experiment(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Record]:
+    """Returns the scores before training and of each run, and writes each run's folder.
+
+    A run's folder, `output/NAME/`, holds `config.yaml`, `results.json`, `model/` and the host's
+    checkpoints; `output/results.json` holds all of them. An older experiment in the same folder is replaced.
+
+    Args:
+        config: the experiment.
+        resume: keep the runs that are finished and go on with one that was interrupted from its last checkpoint.
+
+    Returns:
+        "before" and each name of `runs`, each with its scores, seconds and versions.
+
+    Raises:
+        ConfigError: fields of `train` or of a run that the training arguments do not take.
+        ValueError: data or models that cannot be used; the message says which and why.
+        FileNotFoundError: a file or folder of the configuration that is not there.
+    """
+    output = Path(config.output)
+    arguments = {name: training_arguments(config, name) for name in config.runs}
+    materials = load_materials(config)
+    records: dict[str, Record] = {"before": score(_model(config), config, materials)}
+    for name in config.runs:
+        folder = output / name
+        done = _finished(folder, config, name, materials) if resume else None
+        if done is None:
+            if not resume:
+                shutil.rmtree(folder, ignore_errors=True)
+            done = run(config, name, arguments[name], materials, resume=resume)
+        records[name] = done
+    write_json(output / "results.json", records)
+    return records
+
+
+def load_materials(config: ExperimentConfig) -> Materials:
+    """Returns the data of an experiment.
+
+    Args:
+        config: the experiment.
+
+    Returns:
+        Training rows, held-out rows and STS tasks.
+
+    Raises:
+        ValueError: data that cannot be used.
+        FileNotFoundError: data that is not there.
+    """
+    options = dataclasses.asdict(config.corpus)
+    held_out_rows = options.pop("held_out")
+    corpus = load_corpus(**options)
+    train, held_out = split_held_out(corpus, held_out_rows) if held_out_rows else (corpus, None)
+    return Materials(
+        train, held_out, load_sts_tasks(config.evaluation.sts, splits=config.evaluation.splits), corpus_hash(train)
+    )
+
+
+def training_arguments(config: ExperimentConfig, name: str) -> GCBSTrainingArguments:
+    """Returns the training arguments of one run.
+
+    Args:
+        config: the experiment.
+        name: of the run.
+
+    Returns:
+        The fields of `train`, with those of the run over them.
+
+    Raises:
+        ConfigError: a field that the arguments do not have, or a value that they refuse.
+    """
+    known = {entry.name for entry in dataclasses.fields(GCBSTrainingArguments) if entry.init}
+    for path, block in (("train", config.train), (f"runs.{name}", config.runs[name])):
+        for key in block:
+            if key not in known or key == "output_dir":
+                raise ConfigError(f"{path}.{key}: unknown key; expected a field of GCBSTrainingArguments.")
+    if config.model.sparse_gradients and {**config.train, **config.runs[name]}.get("max_grad_norm", 1) != 0:
+        raise ConfigError(
+            "train.max_grad_norm: set it to 0; the sparse gradients of model.sparse_gradients cannot be clipped."
+        )
+    try:
+        return GCBSTrainingArguments(
+            output_dir=str(Path(config.output) / name), **{"report_to": "none", **config.train, **config.runs[name]}
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"train (run {name}): {error}") from None
+
+
+def run(
+    config: ExperimentConfig, name: str, args: GCBSTrainingArguments, materials: Materials, *, resume: bool = False
+) -> Record:
+    """Returns the record of one run, after training, scoring and saving it.
+
+    Args:
+        config: the experiment.
+        name: of the run.
+        args: its training arguments.
+        materials: the data.
+        resume: go on from the run's last whole checkpoint, if it has one.
+
+    Returns:
+        What is also in the run's `results.json`.
+    """
+    folder = Path(config.output) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.yaml", dump_config(dataclasses.replace(config, runs={name: config.runs[name]})))
+    set_seed(args.seed)
+    model = _model(config)
+    sparse = config.model.sparse_gradients and use_sparse_gradients(model)
+    trainer = GCBSTrainer(
+        model,
+        args,
+        materials.train,
+        loss=make_loss(config.loss, model),
+        optimizer_cls_and_kwargs=(torch.optim.SparseAdam, {"lr": args.learning_rate}) if sparse else None,
+    )
+    checkpoint = last_whole_checkpoint(folder) if resume else None
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    record = {
+        **score(model, config, materials),
+        **_training_record(trainer, outcome),
+        **_provenance(config, name, materials),
+    }
+    save_model(model, folder / "model")
+    # Written last: a folder with results is a finished run.
+    write_json(folder / "results.json", record)
+    return record
+
+
+def make_loss(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module:
+    """Returns the loss.
+
+    Args:
+        config: its name and options.
+        model: what it is the loss of.
+
+    Returns:
+        The module.
+
+    Raises:
+        ConfigError: an unknown loss or option.
+    """
+    loss_class = getattr(losses, config.name, None)
+    if not isinstance(loss_class, type):
+        names = sorted(n for n in dir(losses) if n.endswith("Loss"))
+        raise ConfigError(f"loss.name: got {config.name!r}, expected one of {', '.join(names)}.")
+    try:
+        return loss_class(model, **config.options)
+    except TypeError as error:
+        raise ConfigError(f"loss.options: {error}") from None
+
+
+def score(model: SentenceTransformer, config: ExperimentConfig, materials: Materials) -> Record:
+    """Returns the scores of a model: each STS task, their `avg`, and `heldout_mrr`.
+
+    Args:
+        model: any state of it.
+        config: the experiment.
+        materials: the data.
+
+    Returns:
+        Name of the score -> score x 100.
+    """
+    scores: Record = evaluate_sts(model, materials.tasks, batch_size=config.evaluation.batch_size)
+    if materials.held_out is not None:
+        pairs = materials.held_out
+        scores["heldout_mrr"] = heldout_mrr(
+            model, list(pairs["anchor"]), list(pairs["positive"]), batch_size=config.evaluation.batch_size
+        )
+    return {name: round(value, 4) for name, value in scores.items()}
+
+
+def _model(config: ExperimentConfig) -> SentenceTransformer:
+    options = dataclasses.asdict(config.model)
+    del options["sparse_gradients"]
+    return load_model(options.pop("name"), **options)
+
+
+def _training_record(trainer: GCBSTrainer, outcome: TrainOutput) -> Record:
+    plans = [entry for entry in trainer.state.log_history if "gcbs/plan_seconds" in entry]
+    return {
+        "steps": outcome.global_step,
+        "train_loss": round(outcome.training_loss, 4),
+        # Of each plan as it was made, averaged; random batches close nothing by definition.
+        "gap_closed": round(sum(entry["gcbs/closed"] for entry in plans) / len(plans), 4) if plans else 0.0,
+        "plans": len(plans),
+        "seconds_training": round(outcome.metrics["train_runtime"], 2),
+        "seconds_embedding": round(sum(entry["gcbs/embed_seconds"] for entry in plans), 2),
+        "seconds_planning": round(sum(entry["gcbs/plan_seconds"] for entry in plans), 2),
+    }
+
+
+def _provenance(config: ExperimentConfig, name: str, materials: Materials) -> Record:
+    packages = (
+        "gcbs_st",
+        "sentence-transformers",
+        "transformers",
+        "accelerate",
+        "datasets",
+        "torch",
+        "numpy",
+        "scipy",
+    )
+    return {
+        "run": name,
+        "seed": config.runs[name].get("seed", config.train.get("seed", 42)),
+        "corpus_hash": materials.corpus_hash,
+        "training_rows": len(materials.train),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in packages},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of a checkout, with a + where files differ from it; None for an installed package."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _finished(folder: Path, config: ExperimentConfig, name: str, materials: Materials) -> Record | None:
+    """The record of a finished run of the same configuration and data, or None."""
+    try:
+        record = json.loads((folder / "results.json").read_text())
+        same = (folder / "config.yaml").read_text() == dump_config(
+            dataclasses.replace(config, runs={name: config.runs[name]})
+        )
+    except (OSError, ValueError):
+        return None
+    return record if same and record.get("corpus_hash") == materials.corpus_hash else None
+
+
+def save_model(model: SentenceTransformer, folder: Path) -> None:
+    """Writes a model beside its folder and renames it, so that a folder that is there is whole.
+
+    Args:
+        model: to be saved.
+        folder: where; an older model there is replaced.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    model.save(str(staged))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(staged, folder)
+
+
+def write_json(file: Path, content: Any) -> None: 
+    """Writes JSON under a temporary name and renames it.
+
+    Args:
+        file: the target; its folder is made.
+        content: what `json.dumps` takes.
+    """
+    write_text(file, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a file under a temporary name and renames it.
+
+    Args:
+        file: the target; its folder is made.
+        text: its content.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8", suffix=".tmp") as staged:
+        staged.write(text)
+    os.chmod(staged.name, 0o644)
+    os.replace(staged.name, file)

@@ -1,0 +1,95 @@
+"""The planners: embeddings of the rows in, an order whose blocks are the batches out.
+
+One file an algorithm, one protocol (`Planner`), one registry. A user's own planner is added with
+
+    @register("by_length")
+    class ByLengthPlanner: ...
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gcbs_st.planners.base import Planner, check_order
+from gcbs_st.planners.gcbs import GCBSPlanner
+from gcbs_st.planners.random import RandomPlanner
+
+__all__ = ["GCBSPlanner", "Planner", "RandomPlanner", "available", "check_order", "make_planner", "register"]
+
+_REGISTRY: dict[str, Callable[..., Planner]] = {"gcbs": GCBSPlanner, "random": RandomPlanner}
+
+
+def register(name: str) -> Callable[[Callable[..., Planner]], Callable[..., Planner]]:
+    """Returns a decorator that makes a planner class known under a name.
+
+    Args:
+        name: what `planner: name` in a config or `planner="name"` in the training arguments will say.
+
+    Returns:
+        The decorator; it gives the class back unchanged.
+
+    Raises:
+        ValueError: the name is taken by another class.
+
+    Example:
+        >>> import numpy as np
+        >>> from gcbs_st.planners import make_planner, register
+        >>> @register("as_they_come")
+        ... class AsTheyComePlanner:
+        ...     def plan(self, anchors, positives, batch_size, rng):
+        ...         return np.arange(len(anchors))
+        >>> make_planner("as_they_come").plan(np.eye(3), np.eye(3), 1, np.random.default_rng(0)).tolist()
+        [0, 1, 2]
+    """
+
+    def add(planner_class: Callable[..., Planner]) -> Callable[..., Planner]:
+        if _REGISTRY.get(name, planner_class) is not planner_class:
+            raise ValueError(f"planner name {name!r} is taken by {_REGISTRY[name]}; choose another name.")
+        _REGISTRY[name] = planner_class
+        return planner_class
+
+    return add
+
+
+def available() -> list[str]:
+    """Returns the names that `make_planner` knows, sorted."""
+    return sorted(_REGISTRY)
+
+
+def make_planner(planner: str | Planner, options: Mapping[str, Any] | None = None) -> Planner:
+    """Returns a planner, made from its name and options, or the given object itself.
+
+    Args:
+        planner: a name of `available()` or an object with a `plan` method.
+        options: keyword arguments of the planner's constructor; only with a name.
+
+    Returns:
+        An object that follows the `Planner` protocol.
+
+    Raises:
+        ValueError: an unknown name, an option that the planner does not have, or options with an object.
+        TypeError: neither a name nor an object with a `plan` method.
+
+    Example:
+        >>> make_planner("gcbs", {"quantile": 0.99}).quantile
+        0.99
+    """
+    options = dict(options or {})
+    if not isinstance(planner, str):
+        if not callable(getattr(planner, "plan", None)) or isinstance(planner, type):
+            raise TypeError(
+                f"planner: got {planner!r}, expected a name ({', '.join(available())}) or an object with plan()."
+            )
+        if options:
+            raise ValueError(f"planner_options {options} go with a planner's name; {planner!r} is already made.")
+        return planner
+    if planner not in _REGISTRY:
+        raise ValueError(f"planner: got {planner!r}, expected one of {', '.join(available())}.")
+    known = [name for name in inspect.signature(_REGISTRY[planner]).parameters]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(
+            f"planner_options of {planner!r}: got {', '.join(unknown)}, expected some of {', '.join(known) or 'none'}."
+        )
+    return _REGISTRY[planner](**options)

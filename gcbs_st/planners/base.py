@@ -1,0 +1,131 @@
+"""What a planner is, and the checks that every planner makes of its input.
+
+In: one (n, d) array of anchor embeddings and one of positive embeddings, unit rows, row i of the
+second being the positive of row i of the first.
+Out: an order of the n rows, whose consecutive blocks of B rows are the batches.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+# Unit rows that were computed or stored in half precision have norms up to 0.5 % off. Rows within this
+# are taken as they are, so that a plan does not depend on a second rounding.
+UNIT_TOLERANCE = 1e-2
+_CHUNK_ROWS = 65536
+
+
+class Planner(Protocol):
+    """Decides which rows share a batch.
+
+    A planner is a pure function of its arguments: the same input gives the same order. It sees rows,
+    not texts, and knows nothing of epochs, ranks or checkpoints.
+
+    Example:
+        >>> import numpy as np
+        >>> class ByFirstCoordinate:
+        ...     def plan(self, anchors, positives, batch_size, rng):
+        ...         return np.argsort(anchors[:, 0])
+        >>> rows = np.eye(4)
+        >>> ByFirstCoordinate().plan(rows, rows, 2, np.random.default_rng(0)).tolist()
+        [1, 2, 3, 0]
+    """
+
+    def plan(
+        self, anchors: np.ndarray, positives: np.ndarray, batch_size: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Returns (n,) int64, a bijection of 0..n-1; consecutive blocks of `batch_size` rows are batches."""
+        ...
+
+
+def check_rows(embeddings: np.ndarray, name: str) -> np.ndarray:
+    """Returns the rows, scaled to unit length where they are not, after refusing what cannot be planned.
+
+    Args:
+        embeddings: (n, d) floats.
+        name: what the rows are, for the messages ("anchors", "positives").
+
+    Returns:
+        The same array where all rows are unit within 1 %, otherwise a normalised float32 copy.
+
+    Raises:
+        ValueError: not a 2-D array of floats, or a row that is not finite or is all zeros.
+    """
+    if embeddings.ndim != 2 or not np.issubdtype(embeddings.dtype, np.floating):
+        raise ValueError(
+            f"{name}: got an array of shape {embeddings.shape} and type {embeddings.dtype}, "
+            "expected (rows, dimensions) of floats."
+        )
+    norms = row_norms(embeddings)
+    bad = np.flatnonzero(~np.isfinite(norms))
+    if len(bad):
+        raise ValueError(
+            f"{name}: {len(bad)} of {len(embeddings)} embeddings hold NaN or infinity (first: row {bad[0]}), expected "
+            "finite numbers. The model has diverged or the file is damaged; try a lower learning rate."
+        )
+    bad = np.flatnonzero(norms == 0)
+    if len(bad):
+        raise ValueError(
+            f"{name}: {len(bad)} of {len(embeddings)} embeddings are all zeros (first: row {bad[0]}), expected rows with "
+            "a direction. Remove the texts that the tokenizer turns into nothing."
+        )
+    if len(norms) and np.abs(norms - 1).max() > UNIT_TOLERANCE:
+        return (embeddings / norms[:, None]).astype(np.float32)
+    return embeddings
+
+
+def check_pairs(anchors: np.ndarray, positives: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both arrays as unit rows, after the checks that every planner makes.
+
+    Args:
+        anchors: (n, d) floats.
+        positives: (n, d) floats, row i belongs to row i of `anchors`.
+        batch_size: rows a batch, at least 1.
+
+    Returns:
+        The two arrays, see `check_rows`. The same object twice where the input was.
+
+    Raises:
+        ValueError: different shapes, a batch size below 1, or rows that `check_rows` refuses.
+    """
+    if anchors.shape != positives.shape:
+        raise ValueError(f"anchors have shape {anchors.shape} but positives {positives.shape}, expected equal shapes.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size}, expected at least 1.")
+    unit_anchors = check_rows(anchors, "anchors")
+    return unit_anchors, unit_anchors if positives is anchors else check_rows(positives, "positives")
+
+
+def row_norms(embeddings: np.ndarray) -> np.ndarray:
+    """Returns the (n,) float64 Euclidean norms of the rows, read in chunks so that a memory map stays one."""
+    norms = np.empty(len(embeddings))
+    for start in range(0, len(embeddings), _CHUNK_ROWS):
+        chunk = embeddings[start : start + _CHUNK_ROWS].astype(np.float32, copy=False)
+        norms[start : start + len(chunk)] = np.sqrt(np.einsum("ij,ij->i", chunk, chunk))
+    return norms
+
+
+def check_order(order: Any, rows: int, planner: str) -> np.ndarray:
+    """Returns the order as int64, after making sure that it holds every row once.
+
+    Args:
+        order: what a planner returned.
+        rows: n, the number of rows it was given.
+        planner: its name, for the message.
+
+    Returns:
+        (n,) int64, a bijection of 0..n-1.
+
+    Raises:
+        ValueError: another shape, a row twice, a row missing.
+    """
+    found = np.asarray(order)
+    valid = found.shape == (rows,) and np.issubdtype(found.dtype, np.integer)
+    if not valid or not np.array_equal(np.sort(found), np.arange(rows)):
+        raise ValueError(
+            f"planner {planner}: got {found.dtype} of shape {found.shape} with {len(np.unique(found))} distinct values, "
+            f"expected every row 0..{rows - 1} exactly once."
+        )
+    return found.astype(np.int64)

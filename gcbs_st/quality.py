@@ -1,0 +1,184 @@
+"""How good a batch plan is: embeddings and an order in, the gap it leaves and how much of it is closed out.
+
+Notation: unit rows a_i (anchor) and p_i (positive), s_ij = scale * a_i . p_j, B(i) the batch of row i.
+The loss of anchor i against a set J of positives is log sum_{j in J} exp(s_ij) - s_ii; a plan's gap is
+the mean over anchors of the loss against all rows less the loss against the anchor's batch
+(Sachidananda et al., arXiv 2210.12874).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from gcbs_st.planners.base import check_pairs
+
+logger = logging.getLogger(__name__)
+
+SCALE = 20.0
+TAIL = 10
+SAMPLE_ROWS = 4096
+# Anchors multiplied with all positives at a time: memory is this times n floats, a few times over.
+_CHUNK_ROWS = 512
+
+
+@dataclass(frozen=True)
+class PlanQuality:
+    """What a plan leaves of the gap between global and in-batch loss.
+
+    Attributes:
+        train: mean in-batch loss, nats.
+        global_loss: mean loss of the same anchors against all positives, nats.
+        gap: global_loss - train, at least 0.
+        gap_bound: the bound that is easy to compute, mean_i [max_j s_ij - mean_{j in B(i)} s_ij] + log(n / B).
+        gap_random: the gap of a seeded random order; None if it was not asked for.
+        gap_limit: the gap if every anchor chose its own B - 1 hardest negatives, which no partition reaches.
+        closed: (gap_random - gap) / (gap_random - gap_limit): 0 is random, 1 the unreachable limit.
+        tail_coverage: share of an anchor's 10 hardest negatives that sit in its batch, in [0, 1].
+        false_negatives: mean number of in-batch negatives scored above the anchor's own positive.
+        rows_used: rows in whole batches.
+        rows: n.
+    """
+
+    train: float
+    global_loss: float
+    gap: float
+    gap_bound: float
+    tail_coverage: float
+    false_negatives: float
+    rows_used: int
+    rows: int
+    gap_random: float | None = None
+    gap_limit: float | None = None
+    closed: float | None = None
+
+    def rounded(self, digits: int = 4) -> dict[str, float | int | None]:
+        """Returns the fields as a dict of rounded numbers; `global_loss` is named "global", as in tables."""
+        fields = {"global" if key == "global_loss" else key: value for key, value in asdict(self).items()}
+        return {key: round(value, digits) if isinstance(value, float) else value for key, value in fields.items()}
+
+
+def plan_quality(
+    anchors: np.ndarray,
+    positives: np.ndarray,
+    order: np.ndarray,
+    batch_size: int,
+    *,
+    scale: float = SCALE,
+    sample_rows: int | None = SAMPLE_ROWS,
+    compare: bool = True,
+    seed: int = 0,
+) -> PlanQuality:
+    """Returns the quality of a plan, measured on whole batches drawn with a seed.
+
+    Cost: O(sample_rows n d) time, twice that with `compare`; O(512 n) memory.
+
+    Args:
+        anchors: (n, d) floats, unit rows.
+        positives: (n, d) floats, unit rows; row i is the positive of anchor i.
+        order: (m,) integers, distinct, each in [0, n); consecutive blocks are batches and a shorter last
+            block is left out.
+        batch_size: rows a batch, B.
+        scale: 1 / temperature.
+        sample_rows: about how many anchors are measured, in whole batches; None for all.
+        compare: also measure a random order and the limit, which `closed` needs.
+        seed: which batches are drawn.
+
+    Returns:
+        The measured figures.
+
+    Raises:
+        ValueError: input that no planner takes; an order with a repeated or unknown row, or with less than a batch.
+    """
+    anchors, positives = check_pairs(anchors, positives, batch_size)
+    order = np.asarray(order)
+    n = len(anchors)
+    if len(order) < batch_size:
+        raise ValueError(f"order: got {len(order)} rows, expected at least one batch of {batch_size}.")
+    if len(np.unique(order)) != len(order) or order.min() < 0 or order.max() >= n:
+        raise ValueError(f"order: holds a row twice or a row outside 0..{n - 1}, expected distinct rows.")
+    positives = positives.astype(np.float32, copy=False)
+    measured = _measure(anchors, positives, _draw(order, batch_size, sample_rows, seed), scale, with_limit=False)
+    used = {"rows_used": len(order) // batch_size * batch_size, "rows": n}
+    if not compare:
+        return PlanQuality(**_plan_fields(measured), **used)
+    shuffled = np.random.default_rng(1).permutation(n)
+    plain = _measure(anchors, positives, _draw(shuffled, batch_size, sample_rows, seed), scale, with_limit=True)
+    closable = plain["gap"] - plain["gap_limit"]
+    return PlanQuality(
+        **_plan_fields(measured),
+        **used,
+        gap_random=plain["gap"],
+        gap_limit=plain["gap_limit"],
+        # Where all rows are alike no plan can differ from any other: nothing was closable.
+        closed=(plain["gap"] - measured["gap"]) / closable if closable > 1e-9 else 0.0,
+    )
+
+
+def _plan_fields(measured: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in measured.items() if key != "gap_limit"}
+
+
+def _draw(order: np.ndarray, batch_size: int, sample_rows: int | None, seed: int) -> np.ndarray:
+    """Whole batches of the order, (k, B), drawn without replacement."""
+    batches = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+    wanted = len(batches) if sample_rows is None else min(len(batches), max(1, sample_rows // batch_size))
+    return batches[np.random.default_rng(seed).choice(len(batches), wanted, replace=False)]
+
+
+def _measure(
+    anchors: np.ndarray, positives: np.ndarray, batches: np.ndarray, scale: float, *, with_limit: bool
+) -> dict[str, float]:
+    """Means over the anchors of the batches."""
+    batch_size, n = batches.shape[1], len(anchors)
+    sums = dict.fromkeys(("train", "global_loss", "gap_bound", "tail_coverage", "false_negatives", "gap_limit"), 0.0)
+    together = max(1, _CHUNK_ROWS // batch_size)
+    for start in range(0, len(batches), together):
+        group = batches[start : start + together]
+        rows = group.ravel()
+        scores = scale * (anchors[rows].astype(np.float32, copy=False) @ positives.T)
+        own = scores[np.arange(len(rows)), rows].astype(np.float64)
+        within = np.take_along_axis(scores, np.repeat(group, batch_size, axis=0), axis=1)
+        overall = log_sum_exp(scores) - own
+        sums["train"] += (log_sum_exp(within) - own).sum()
+        sums["global_loss"] += overall.sum()
+        sums["gap_bound"] += (scores.max(axis=1) - within.mean(axis=1)).sum() + len(rows) * np.log(n / batch_size)
+        sums["false_negatives"] += (within > own[:, None]).sum()
+        # From here on only negatives count.
+        scores[np.arange(len(rows)), rows] = -np.inf
+        sums["tail_coverage"] += _tail_coverage(scores, np.repeat(group, batch_size, axis=0))
+        if with_limit and batch_size > 1:
+            hardest = (
+                scores
+                if batch_size >= n
+                else np.partition(scores, n - batch_size + 1, axis=1)[:, n - batch_size + 1 :]
+            )
+            sums["gap_limit"] += (overall - log_sum_exp(np.column_stack([own, hardest])) + own).sum()
+        elif with_limit:
+            sums["gap_limit"] += overall.sum()
+    means = {key: float(total / batches.size) for key, total in sums.items()}
+    # A mean of roundings can come out a hair below the bound that mathematics gives.
+    return {**means, "gap": max(0.0, means["global_loss"] - means["train"])}
+
+
+def _tail_coverage(scores: np.ndarray, members: np.ndarray) -> float:
+    """The sum over rows of the share of the row's hardest negatives that are among its batch's members."""
+    tail = min(TAIL, scores.shape[1] - 1)
+    if tail == 0:
+        return 0.0
+    hardest = np.argpartition(-scores, tail, axis=1)[:, :tail]
+    batches = members.reshape(-1, members.shape[1], members.shape[1])[:, 0]
+    return float(
+        sum(
+            np.isin(block, batch).mean(axis=1).sum()
+            for block, batch in zip(np.split(hardest, len(batches)), batches, strict=True)
+        )
+    )
+
+
+def log_sum_exp(scores: np.ndarray) -> np.ndarray:
+    """Returns the (n,) float64 log of the sum of exponentials of each row of an (n, m) array, without overflow."""
+    top = scores.max(axis=1, keepdims=True)
+    return np.log(np.exp(scores - top).sum(axis=1, dtype=np.float64)) + top[:, 0]

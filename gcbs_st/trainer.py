@@ -1,0 +1,392 @@
+"""The trainer: the host's trainer, whose training batches are composed from the model's own embeddings.
+
+The way of a plan: `ReplanCallback` says when, this module embeds the rows, asks the planner and hands the
+order to the `PlannedBatchSampler`. Everything that several processes have to agree on is in this file.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast
+from datasets import Dataset, DatasetDict
+from sentence_transformers import SentenceTransformerTrainer
+from torch.utils.data import BatchSampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from gcbs_st.arguments import GCBSTrainingArguments
+from gcbs_st.callback import ReplanCallback
+from gcbs_st.checkpoint import last_whole_checkpoint, read_plan, write_plan
+from gcbs_st.corpus import corpus_hash, require_map_style
+from gcbs_st.duplicates import SharedValues
+from gcbs_st.embeddings import encode_rows, text_columns
+from gcbs_st.planners import RandomPlanner, check_order
+from gcbs_st.quality import SCALE, plan_quality
+from gcbs_st.sampler import PlannedBatchSampler
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["GCBSTrainer", "GCBSTrainingArguments"]
+
+# The quality that is logged with each plan is measured on about so many products of anchors and
+# positives: a second or less on two cores, small beside the embedding of the rows.
+_MEASURED_PRODUCTS = 2**24
+# Purposes of a sampler's generators.
+_PLAN, _SHUFFLE = 1, 2
+
+
+class GCBSTrainer(SentenceTransformerTrainer):
+    """`SentenceTransformerTrainer` that decides which rows train together.
+
+    Takes what the host's trainer takes. At the start of each epoch, and every `replan_steps` steps, the
+    rows are embedded with the model as it is, a planner orders them, and blocks of that order are the
+    batches. Loss, model and everything else stay the host's. With plain
+    `SentenceTransformerTrainingArguments` our fields have their defaults. To plan in a way of your own,
+    override `plan_batches`.
+
+    Example:
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from sentence_transformers import SentenceTransformer
+        >>> from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+        >>> from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from gcbs_st import GCBSTrainer, GCBSTrainingArguments
+        >>> words = ["[UNK]", *"a red blue cat dog runs sleeps one the".split()]
+        >>> tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+        >>> tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
+        >>> pairs = Dataset.from_dict({
+        ...     "anchor": ["a red cat", "a blue cat", "a red dog", "a blue dog"],
+        ...     "positive": ["the red cat sleeps", "the blue cat runs", "one red dog", "one blue dog runs"]})
+        >>> args = GCBSTrainingArguments(
+        ...     tempfile.mkdtemp(), planner="gcbs", per_device_train_batch_size=2, num_train_epochs=2,
+        ...     report_to="none", disable_tqdm=True, use_cpu=True)
+        >>> trainer = GCBSTrainer(model, args, pairs, loss=MultipleNegativesRankingLoss(model))
+        >>> trainer.train().global_step
+        {'gcbs/gap': ...
+        4
+    """
+
+    training_args_class = GCBSTrainingArguments
+
+    def __init__(
+        self, model: Any = None, args: Any = None, train_dataset: Any = None, *rest: Any, **kwargs: Any
+    ) -> None:
+        """Takes the host's arguments, by position or name.
+
+        Args:
+            model: as in the host.
+            args: `GCBSTrainingArguments`, or the host's own.
+            train_dataset: a `Dataset` or `DatasetDict` of pairs, triplets or n-tuples of text.
+            rest: the host's further arguments, in its order.
+            kwargs: the host's further arguments, by name.
+
+        Raises:
+            TypeError: an IterableDataset, whose rows cannot be put in an order.
+            ValueError: what the host or `GCBSTrainingArguments` refuses.
+        """
+        if train_dataset is not None:
+            require_map_style(train_dataset)
+        if args is not None:
+            args = GCBSTrainingArguments.from_plain(args)
+        self.planned_samplers: dict[str, PlannedBatchSampler] = {}
+        self._resume_folder: str | None = None
+        self._fingerprint: str | None = None
+        self.planner = args.make_planner() if args is not None else GCBSTrainingArguments("unused").make_planner()
+        super().__init__(model, args, train_dataset, *rest, **kwargs)
+        if hasattr(self.planner, "show_progress"):
+            self.planner.show_progress = not self.args.disable_tqdm and self.is_world_process_zero()
+        self.add_callback(ReplanCallback(self._begin_epoch, self._replan_tails, self._steps_an_epoch))
+
+    # ---------------------------------------------------------------- for users to override
+
+    def plan_batches(
+        self, anchors: np.ndarray, positives: np.ndarray, batch_size: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Returns an order of the rows whose consecutive blocks are the batches. Override it to plan in your own way.
+
+        Called on the main process, with the rows that are to be drawn next.
+
+        Args:
+            anchors: (n, d) float32, unit rows.
+            positives: (n, d) float32, unit rows; row i is the positive of anchor i.
+            batch_size: rows a batch; n is a multiple of it.
+            rng: depends on seed, epoch and number of the plan alone.
+
+        Returns:
+            (n,) integers, a bijection of 0..n-1.
+        """
+        return self.planner.plan(anchors, positives, batch_size, rng)
+
+    # ---------------------------------------------------------------- what the host calls
+
+    def get_batch_sampler(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        drop_last: bool,
+        valid_label_columns: list[str] | None = None,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+    ) -> BatchSampler | None:
+        """Returns our sampler for the rows that are trained on, and the host's for those that are evaluated.
+
+        Args:
+            dataset: one of the datasets.
+            batch_size: rows a batch.
+            drop_last: for the host's samplers.
+            valid_label_columns: names of columns that are not text.
+            generator: for the host's samplers.
+            seed: for the host's samplers; ours takes it from the arguments, since not every host passes it.
+
+        Returns:
+            The sampler.
+        """
+        name = self._name_of(dataset)
+        if name is None:
+            return super().get_batch_sampler(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
+        require_map_style(dataset)
+        labels = valid_label_columns or []
+        sampler = PlannedBatchSampler(
+            dataset,
+            batch_size,
+            drop_last,
+            valid_label_columns,
+            generator,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            shared_values=SharedValues.from_dataset(dataset, labels) if self.args.no_duplicates else None,
+        )
+        self.planned_samplers[name] = sampler
+        return sampler
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any: 
+        """Trains as the host does; a resumed run draws the batches that the interrupted one would have drawn.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `output_dir`.
+            args: the host's.
+            kwargs: the host's.
+
+        Returns:
+            The host's `TrainOutput`.
+
+        Raises:
+            ValueError: True was given, but there is no whole checkpoint.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"resume_from_checkpoint=True, but {self.args.output_dir} holds no checkpoint that was written to its "
+                    "end. Start without resuming."
+                )
+        self._resume_folder = resume_from_checkpoint or None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model, and in a checkpoint the plan in force.
+
+        The plan is written here, not in `on_save`: that event comes after the host has written the state
+        which makes a checkpoint whole, and after it has deleted older checkpoints, so a run killed in
+        between would be left with nothing to resume its batches from.
+
+        Args:
+            output_dir: the folder.
+            _internal_call: the host's.
+        """
+        super().save_model(output_dir, _internal_call)
+        in_checkpoint = output_dir is not None and Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR)
+        if in_checkpoint and self.is_in_train and self.args.should_save and not self.args.save_only_model:
+            states = {name: sampler.state_dict() for name, sampler in self.planned_samplers.items()}
+            write_plan(output_dir, states, self._training_set_fingerprint())
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any: 
+        """Returns the norm that the host logs, also of sparse gradients, on which its own computation fails."""
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if grad_norm is not None or not any(gradient.is_sparse for gradient in gradients):
+            return super()._get_grad_norm(model, grad_norm)
+        values = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+        return torch.nn.utils.get_total_norm(values)
+
+    # ---------------------------------------------------------------- planning
+
+    def _begin_epoch(self, epoch: int, plan: bool) -> None:
+        for sampler in self.planned_samplers.values():
+            sampler.begin_epoch(epoch)
+        if self._restore(epoch) or not plan:
+            return
+        self._replan_tails()
+
+    def _restore(self, epoch: int) -> bool:
+        """Takes the plan of the checkpoint that the run resumes from, in its first epoch; whether it did."""
+        folder, self._resume_folder = self._resume_folder, None
+        if folder is None or self.args.ignore_data_skip:
+            return False
+        try:
+            states, fingerprint = read_plan(folder)
+            if fingerprint != self._training_set_fingerprint() or set(states) != set(self.planned_samplers):
+                raise ValueError("it was made for another training set")
+            if any(int(state["epoch"]) != epoch for state in states.values()):
+                return False  # saved at an epoch's end: the next epoch is planned anew, as it was to be
+            for name, state in states.items():
+                self.planned_samplers[name].load_state_dict(state)
+        except ValueError as error:
+            logger.warning(
+                "The plan of %s cannot be resumed: %s. This epoch is planned anew: its batches are not those of "
+                "the interrupted run, so some rows may be drawn twice or not at all in this epoch.",
+                folder,
+                error,
+            )
+            for sampler in self.planned_samplers.values():
+                sampler.begin_epoch(epoch)
+            return False
+        return True
+
+    def _replan_tails(self) -> None:
+        for index, name in enumerate(self.planned_samplers):
+            self._replan_tail(name, index)
+
+    def _replan_tail(self, name: str, index: int) -> None:
+        """Plans the rows of one dataset that are not drawn yet, in whole steps of all ranks."""
+        sampler, ranks = self.planned_samplers[name], self.args.world_size
+        start = sampler.cursor
+        # The batches that do not fill a step of all ranks are never drawn. They stay at the end as they
+        # are, random rows, so that it is not always the end of a plan that is lost.
+        steps = (len(sampler) - start) // ranks
+        if steps * ranks < 2:
+            return
+        stop = (start + steps * ranks) * sampler.batch_size
+        tail = sampler.order[start * sampler.batch_size :].copy()
+        planned = stop - start * sampler.batch_size
+        # In the order of their ids, so that a plan depends on which rows are left and not on their last order.
+        rows = np.sort(tail[:planned])
+        if self.is_world_process_zero():
+            new = self._plan_rows(name, index, rows, sampler)
+        else:
+            new = np.empty_like(rows)
+        if ranks > 1:
+            new = broadcast(torch.from_numpy(new).to(self.args.device)).cpu().numpy()
+        tail[:planned] = self._shuffled(new, sampler, ranks) if self.args.shuffle_planned_batches else new
+        sampler.replace_tail(tail, start)
+
+    def _plan_rows(self, name: str, index: int, rows: np.ndarray, sampler: PlannedBatchSampler) -> np.ndarray:
+        """Embeds the rows, plans them, keeps what must not meet apart, and logs what came of it."""
+        rng = sampler.rng(_PLAN, sampler.plan_count, index)
+        if isinstance(self.planner, RandomPlanner) and type(self).plan_batches is GCBSTrainer.plan_batches:
+            return self._separated(rng.permutation(rows), sampler)  # needs no embeddings, and costs nothing
+        began = time.perf_counter()
+        dataset = self.train_dataset[name] if isinstance(self.train_dataset, DatasetDict) else self.train_dataset
+        columns = text_columns(
+            dataset,
+            label_columns=self.data_collator.valid_label_columns,
+            prompts=self.args.prompts,
+            router_mapping=self.args.router_mapping,
+            dataset_name=name or None,
+        )
+        anchors, positives = encode_rows(
+            self.model,
+            dataset,
+            rows,
+            columns,
+            batch_size=self.args.embedding_batch_size or self.args.per_device_eval_batch_size,
+            show_progress=not self.args.disable_tqdm,
+        )
+        embedded = time.perf_counter()
+        order = check_order(
+            self.plan_batches(anchors, positives, sampler.batch_size, rng), len(rows), repr(self.planner)
+        )
+        new = self._separated(rows[order], sampler)
+        planned = time.perf_counter()
+        self._log_plan(
+            name,
+            anchors,
+            positives,
+            np.searchsorted(rows, new),
+            sampler.batch_size,
+            embedded - began,
+            planned - embedded,
+        )
+        return new
+
+    def _separated(self, order: np.ndarray, sampler: PlannedBatchSampler) -> np.ndarray:
+        if sampler.shared_values is None:
+            return order
+        separated = sampler.shared_values.separate(order, sampler.batch_size)
+        if separated is not None:
+            return separated
+        logger.warning(
+            "No exchange of rows keeps duplicates apart in this plan; these rows keep their former batches."
+        )
+        start = sampler.cursor * sampler.batch_size
+        return sampler.order[start : start + len(order)]
+
+    def _shuffled(self, order: np.ndarray, sampler: PlannedBatchSampler, ranks: int) -> np.ndarray:
+        """Batches in random order; the batches that the ranks draw in one step stay side by side."""
+        steps = order.reshape(-1, ranks * sampler.batch_size)
+        return sampler.rng(_SHUFFLE, sampler.plan_count).permutation(steps).ravel()
+
+    def _log_plan(
+        self, name: str, anchors: np.ndarray, positives: np.ndarray, order: np.ndarray, batch_size: int,
+        embed_seconds: float, plan_seconds: float,
+    ) -> None:  # fmt: skip
+        quality = plan_quality(
+            anchors, positives, order, batch_size, scale=self._scale(name),
+            sample_rows=max(4 * batch_size, _MEASURED_PRODUCTS // len(order)),
+        )  # fmt: skip
+        prefix = f"gcbs/{name}/" if name else "gcbs/"
+        self.log(
+            {
+                f"{prefix}gap": quality.gap,
+                f"{prefix}gap_bound": quality.gap_bound,
+                f"{prefix}closed": quality.closed,
+                f"{prefix}tail_coverage": quality.tail_coverage,
+                f"{prefix}false_negatives": quality.false_negatives,
+                f"{prefix}embed_seconds": round(embed_seconds, 4),
+                f"{prefix}plan_seconds": round(plan_seconds, 4),
+                f"{prefix}embedding_age": 0.0,  # steps since the rows were embedded: just now
+            }
+        )
+
+    def _scale(self, name: str) -> float:
+        """The loss's 1 / temperature where it has one, so that the logged gap is that of the loss in use."""
+        loss = self.loss.get(name) if isinstance(self.loss, dict) else self.loss
+        while loss is not None:
+            if isinstance(scale := getattr(loss, "scale", None), (int, float)):
+                return float(scale)
+            if isinstance(temperature := getattr(loss, "temperature", None), (int, float)) and temperature > 0:
+                return 1.0 / float(temperature)
+            loss = getattr(loss, "loss", None)
+        return SCALE
+
+    # ---------------------------------------------------------------- small facts
+
+    def _name_of(self, dataset: Dataset) -> str | None:
+        """The training set's name within its DatasetDict, "" if it is the only one, None for other rows."""
+        if isinstance(self.train_dataset, DatasetDict):
+            return next((name for name, part in self.train_dataset.items() if part is dataset), None)
+        return "" if dataset is self.train_dataset else None
+
+    def _steps_an_epoch(self) -> int:
+        batches = sum(len(sampler) for sampler in self.planned_samplers.values()) // self.args.world_size
+        return max(1, -(-batches // self.args.gradient_accumulation_steps))
+
+    def _training_set_fingerprint(self) -> str:
+        if self._fingerprint is None:
+            parts = (
+                self.train_dataset.values() if isinstance(self.train_dataset, DatasetDict) else [self.train_dataset]
+            )
+            self._fingerprint = "-".join(map(_fingerprint, parts))
+        return self._fingerprint
+
+
+def _fingerprint(dataset: Dataset) -> str:
+    try:
+        return corpus_hash(dataset)
+    except TypeError:  # images and audio have no plain content to hash; the dataset's history stands for it
+        return str(dataset._fingerprint)

@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""Train sentence embeddings once for each run of a configuration, and print one table of what came of it.
+
+Goes in: a YAML file. Comes out: a folder a run, a table on stdout, and JSON where asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+EXAMPLE = """examples:
+  python scripts/train_sts.py --config configs/quickstart.yaml
+  python scripts/train_sts.py --config configs/quickstart.yaml --set train.learning_rate=0.001 --json results.json
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments; None takes those of the process.
+
+    Returns:
+        0 on success, 2 on a user's mistake, which is explained in one line on stderr.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, help="YAML file, see configs/")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, such as train.seed=1"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the records there")
+    parser.add_argument("--resume", action="store_true", help="keep finished runs and go on with an interrupted one")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks and the libraries' messages")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO if arguments.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
+    if not arguments.verbose:
+        warnings.filterwarnings("ignore", category=UserWarning)
+    began = time.perf_counter()
+    # After the arguments: the libraries take seconds to import, and --help should not.
+    from gcbs_st.config import load_config
+    from gcbs_st.experiment import run_experiment, write_json
+    from gcbs_st.report import experiment_table
+
+    try:
+        config = load_config(arguments.config, arguments.set)
+        records = run_experiment(config, resume=arguments.resume)
+        if arguments.json:
+            write_json(Path(arguments.json), records)
+    except (ValueError, TypeError, OSError) as error:
+        if arguments.verbose:
+            raise
+        print(f"train_sts.py: {error}", file=sys.stderr)
+        return 2
+    print(experiment_table(records))
+    print(f"\n{time.perf_counter() - began:.0f} seconds in all; models and results are in {config.output}/")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
