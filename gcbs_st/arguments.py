@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Union
+from typing import Any, Union, cast
 
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
@@ -62,7 +62,7 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
 
     def __post_init__(self) -> None:
         """Checks the fields, after the host has checked its own."""
-        super().__post_init__()
+        # Before the host, which would read the JSON too, but whose message does not name the field.
         if isinstance(self.planner_options, str):
             try:
                 self.planner_options = json.loads(self.planner_options)
@@ -70,6 +70,7 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
                 raise ValueError(
                     f"planner_options: got {self.planner_options!r}, expected a JSON object: {error}"
                 ) from None
+        super().__post_init__()
         self.check_planning()
 
     def check_planning(self) -> None:
@@ -78,7 +79,7 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
         Raises:
             ValueError: says the field, what it holds and what it may hold.
         """
-        if self.replan_steps < 0 or (self.replan_steps > 1 and self.replan_steps != int(self.replan_steps)):
+        if not (0 <= self.replan_steps < 1 or (self.replan_steps >= 1 and float(self.replan_steps).is_integer())):
             raise ValueError(
                 f"replan_steps: got {self.replan_steps}, expected 0 (each epoch's start), a whole number of steps, "
                 "or a share of an epoch between 0 and 1."
@@ -99,7 +100,8 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
 
     def make_planner(self) -> Planner:
         """Returns the planner that the fields describe."""
-        return make_planner(self.planner, self.planner_options)
+        options = self.planner_options
+        return make_planner(self.planner, options if isinstance(options, dict) else None)
 
     @property
     def no_duplicates(self) -> bool:
@@ -108,7 +110,7 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields for the model card and trackers, a planner object as its text."""
-        fields_as_dict = super().to_dict()
+        fields_as_dict: dict[str, Any] = super().to_dict()
         if not isinstance(self.planner, str):
             fields_as_dict["planner"] = repr(self.planner)
         return fields_as_dict
@@ -126,10 +128,10 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
         if isinstance(args, cls):
             return args
         # Not built anew from its fields: the host's checks rewrite some of them and must not run twice.
-        converted = copy.copy(args)
+        converted: Any = copy.copy(args)
         converted.__class__ = cls
         for ours in fields(cls):
             if not hasattr(converted, ours.name):
                 setattr(converted, ours.name, ours.default if ours.default is not MISSING else None)
         converted.check_planning()
-        return converted
+        return cast("GCBSTrainingArguments", converted)

@@ -36,20 +36,21 @@ class ReplanCallback(TrainerCallback):
         self._steps_an_epoch = steps_an_epoch
         self._epoch: int | None = None
 
-    def on_train_begin(
+    # The host's own callbacks are typed for its own arguments; ours are always of our class.
+    def on_train_begin(  # type: ignore[override]
         self, args: GCBSTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Forgets the epochs of an earlier call of `train`."""
         self._epoch = None
 
-    def on_epoch_begin(
+    def on_epoch_begin(  # type: ignore[override]
         self, args: GCBSTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Starts the epoch. The first one of a resumed run may lie anywhere: 1.5 is the middle of epoch 1."""
         self._epoch = int((state.epoch or 0.0) + 1e-6) if self._epoch is None else self._epoch + 1
         self._begin_epoch(self._epoch, state.global_step >= args.planner_warmup_steps)
 
-    def on_step_end(
+    def on_step_end(  # type: ignore[override]
         self, args: GCBSTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Plans the rest of the epoch when it is due."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,9 +39,13 @@ def write_plan(folder: str | Path, states: Mapping[str, Mapping[str, Any]], fing
             {"name": name, **{k: v for k, v in state.items() if k != "order"}} for name, state in states.items()
         ],
     }
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".npz.tmp", delete=False) as file:
-        np.savez(file, state=np.array(json.dumps(described)), **orders)
-    os.replace(file.name, target)
+    temporary = target.with_suffix(".npz.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, state=np.array(json.dumps(described)), **orders)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
     return target
 
 
@@ -70,7 +72,8 @@ def read_plan(folder: str | Path) -> tuple[dict[str, dict[str, Any]], str]:
                 for i, sampler in enumerate(described["samplers"])
             }
             return states, described["fingerprint"]
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    # RuntimeError: a damaged byte can also read as a zip feature that Python lacks, or as encryption.
+    except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None
 
 

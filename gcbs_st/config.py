@@ -204,7 +204,7 @@ def build(config_class: type[ConfigClass], raw: Mapping[str, Any], path: str = "
     return config_class(**values)
 
 
-def _convert(expected: Any, value: Any, path: str) -> Any: 
+def _convert(expected: Any, value: Any, path: str) -> Any:
     if is_dataclass(expected):
         return build(expected, value, path)  # type: ignore[arg-type]
     options = get_args(expected) if get_origin(expected) in (Union, types.UnionType) else (expected,)

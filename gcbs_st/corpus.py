@@ -172,7 +172,7 @@ def split_held_out(dataset: Dataset, rows: int, seed: int = 0) -> tuple[Dataset,
     return train, held_out
 
 
-def _read(source: str, *, split: str, name: str | None, distributions: Sequence[str] | None) -> Any: 
+def _read(source: str, *, split: str, name: str | None, distributions: Sequence[str] | None) -> Any:
     """Return what the source holds: a ``Dataset``, or whatever ``load_dataset`` gives."""
     if source == "docstrings":
         pairs = load_docstring_pairs(distributions)

@@ -83,7 +83,8 @@ class SharedValues:
         wanted = batches * batch_size
         if self._most_holders <= batches:
             return order[:wanted]
-        taken, held = [], {}
+        taken: list[int] = []
+        held: dict[int, int] = {}
         for row in order.tolist():
             values = self._of_row.get(row, frozenset())
             if all(held.get(value, 0) < batches for value in values):

@@ -42,7 +42,7 @@ def text_columns(
     *,
     label_columns: Sequence[str] = (),
     prompts: str | Mapping[str, Any] | None = None,
-    router_mapping: Mapping[str, Any] | None = None,
+    router_mapping: str | Mapping[str, Any] | None = None,
     dataset_name: str | None = None,
 ) -> list[TextColumn]:
     """Returns the columns that hold anchor and positive, with the prompts and routes of training.
@@ -69,10 +69,13 @@ def text_columns(
             f"the training set has the text columns {names}, expected at least two (anchor and positive). For "
             "unsupervised training give the same sentence twice, as columns anchor and positive."
         )
+    # Unlike a prompt a route is never given for a dataset as a whole: a flat mapping is one of columns.
+    nested = isinstance(router_mapping, Mapping) and any(isinstance(part, Mapping) for part in router_mapping.values())
     columns = []
     for name in names[:2]:
         prompt = _for_column(prompts, dataset_name, name)
-        columns.append(TextColumn(name, prompt or "", _for_column(router_mapping or None, dataset_name, name)))
+        route = _for_column(router_mapping or None, dataset_name if nested else None, name)
+        columns.append(TextColumn(name, prompt or "", route))
     return columns
 
 

@@ -10,11 +10,9 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from gcbs_st.checkpoint import last_whole_checkpoint
 from gcbs_st.config import ConfigError, ExperimentConfig, LossConfig, dump_config
 from gcbs_st.corpus import corpus_hash, load_corpus, split_held_out
 from gcbs_st.evaluation import evaluate_sts, heldout_mrr
+from gcbs_st.files import save_model, write_json, write_text
 from gcbs_st.models import load_model, use_sparse_gradients
 from gcbs_st.sts_data import StsTask, load_sts_tasks
 from gcbs_st.trainer import GCBSTrainer
@@ -297,41 +296,3 @@ def _finished(folder: Path, config: ExperimentConfig, name: str, materials: Mate
     except (OSError, ValueError):
         return None
     return record if same and record.get("corpus_hash") == materials.corpus_hash else None
-
-
-def save_model(model: SentenceTransformer, folder: Path) -> None:
-    """Writes a model beside its folder and renames it, so that a folder that is there is whole.
-
-    Args:
-        model: to be saved.
-        folder: where; an older model there is replaced.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    model.save(str(staged))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(staged, folder)
-
-
-def write_json(file: Path, content: Any) -> None: 
-    """Writes JSON under a temporary name and renames it.
-
-    Args:
-        file: the target; its folder is made.
-        content: what `json.dumps` takes.
-    """
-    write_text(file, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it.
-
-    Args:
-        file: the target; its folder is made.
-        text: its content.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8", suffix=".tmp") as staged:
-        staged.write(text)
-    os.chmod(staged.name, 0o644)
-    os.replace(staged.name, file)

@@ -142,7 +142,8 @@ def keep_layers(model: SentenceTransformer, layers: int) -> None:
     Raises:
         ValueError: fewer than 1, more than there are, or an architecture whose layers are not found.
     """
-    config = getattr(model[0], "auto_model", None) and model[0].auto_model.config
+    transformer: Any = getattr(model[0], "auto_model", None)
+    config: Any = getattr(transformer, "config", None)
     count = getattr(config, "num_hidden_layers", None)
     if count is None:
         raise ValueError(
@@ -152,14 +153,12 @@ def keep_layers(model: SentenceTransformer, layers: int) -> None:
         raise ValueError(f"model: layers={layers}, expected 1 to {count}, the layers of this model.")
     parents = [
         (parent, key)
-        for parent in model[0].auto_model.modules()
+        for parent in transformer.modules()
         for key, child in parent.named_children()
         if isinstance(child, nn.ModuleList) and len(child) == count
     ]
     if len(parents) != 1:
-        raise ValueError(
-            f"model: layers={layers}, but the layers of {type(model[0].auto_model).__name__} were not found."
-        )
+        raise ValueError(f"model: layers={layers}, but the layers of {type(transformer).__name__} were not found.")
     parent, key = parents[0]
     setattr(parent, key, getattr(parent, key)[:layers])
     config.num_hidden_layers = layers
@@ -169,7 +168,8 @@ def keep_layers(model: SentenceTransformer, layers: int) -> None:
 
 
 def _set_pooling(model: SentenceTransformer, mode: str) -> None:
-    width = model[0].get_embedding_dimension()
+    first: Any = model[0]
+    width = first.get_embedding_dimension()
     try:
         pooling = Pooling(width, pooling_mode=mode)
     except ValueError as error:

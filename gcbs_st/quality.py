@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -90,18 +91,21 @@ def plan_quality(
         The measured figures.
 
     Raises:
-        ValueError: input that no planner takes; an order with a repeated or unknown row, or with less than a batch.
+        ValueError: input that no planner takes; an order that is not of integers, holds a repeated or
+            unknown row, or less than a batch.
     """
     anchors, positives = check_pairs(anchors, positives, batch_size)
     order = np.asarray(order)
     n = len(anchors)
+    if order.ndim != 1 or not np.issubdtype(order.dtype, np.integer):
+        raise ValueError(f"order: got {order.dtype} of shape {order.shape}, expected (rows,) of integers.")
     if len(order) < batch_size:
         raise ValueError(f"order: got {len(order)} rows, expected at least one batch of {batch_size}.")
     if len(np.unique(order)) != len(order) or order.min() < 0 or order.max() >= n:
         raise ValueError(f"order: holds a row twice or a row outside 0..{n - 1}, expected distinct rows.")
     positives = positives.astype(np.float32, copy=False)
     measured = _measure(anchors, positives, _draw(order, batch_size, sample_rows, seed), scale, with_limit=False)
-    used = {"rows_used": len(order) // batch_size * batch_size, "rows": n}
+    used: dict[str, Any] = {"rows_used": len(order) // batch_size * batch_size, "rows": n}
     if not compare:
         return PlanQuality(**_plan_fields(measured), **used)
     shuffled = np.random.default_rng(1).permutation(n)
@@ -117,7 +121,7 @@ def plan_quality(
     )
 
 
-def _plan_fields(measured: dict[str, float]) -> dict[str, float]:
+def _plan_fields(measured: dict[str, float]) -> dict[str, Any]:
     return {key: value for key, value in measured.items() if key != "gap_limit"}
 
 

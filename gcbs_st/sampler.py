@@ -16,6 +16,9 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 
 from gcbs_st.duplicates import SharedValues
 
+# Random orders that are tried where rows with shared values must be kept apart.
+_ATTEMPTS = 20
+
 
 class PlannedBatchSampler(DefaultBatchSampler):
     """Hands out full batches of row ids in an order that others decide; each row at most once an epoch.
@@ -136,8 +139,11 @@ class PlannedBatchSampler(DefaultBatchSampler):
             state: what `state_dict` returned, of a sampler over the same rows.
 
         Raises:
-            ValueError: a state of another number of rows, batch size or seed, or whose order is damaged.
+            ValueError: a state of another number of rows, batch size or seed, or that is incomplete or damaged.
         """
+        for key in self.state_dict():
+            if key not in state:
+                raise ValueError(f"it has no {key}")
         for key in ("rows", "batch_size", "seed"):
             if int(state[key]) != getattr(self, key):
                 raise ValueError(f"its {key} is {int(state[key])}, but this run has {getattr(self, key)}")
@@ -164,14 +170,15 @@ class PlannedBatchSampler(DefaultBatchSampler):
 
     def _random_order(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(self.rows)
         if self.shared_values is None:
-            return order[: len(self) * self.batch_size]
-        order = self.shared_values.draw(order, len(self), self.batch_size)
-        separated = self.shared_values.separate(order, self.batch_size)
-        if separated is None:
-            raise ValueError(
-                f"batch_sampler=no_duplicates: no way was found to fill {len(self)} batches of {self.batch_size} rows "
-                "without a repeated value. De-duplicate the training set, or lower per_device_train_batch_size."
-            )
-        return separated
+            return rng.permutation(self.rows)[: len(self) * self.batch_size]
+        # The search is greedy: where many values are shared one order may defeat it and the next one not.
+        for _ in range(_ATTEMPTS):
+            order = self.shared_values.draw(rng.permutation(self.rows), len(self), self.batch_size)
+            separated = self.shared_values.separate(order, self.batch_size)
+            if separated is not None:
+                return separated
+        raise ValueError(
+            f"batch_sampler=no_duplicates: no way was found to fill {len(self)} batches of {self.batch_size} rows "
+            "without a repeated value. De-duplicate the training set, or lower per_device_train_batch_size."
+        )

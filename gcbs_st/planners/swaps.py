@@ -1,0 +1,244 @@
+"""Annealed swaps: a plan and a neighbour graph in, a better plan out, by exchanging rows between batches.
+
+The quantity is the one that the gap is made of, sum_i log Z_i with Z_i = sum_{j in B(i)} exp(s_ij), and each swap
+is judged by its exact change of it on the graph. Batches keep their size throughout.
+
+Simulated annealing is Kirkpatrick, Gelatt and Vecchi, Science 220, 1983; the moves are our own.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from gcbs_st.graph import Affinity, count_threads
+
+# Batches are dealt anew into so many groups each round, and rows swap within a group only, so that the groups can
+# run side by side. A fixed number, because the result must not depend on the number of threads.
+GROUPS = 4
+_ROUNDS = 48
+_LARGE = 1e200
+
+
+class Seats(NamedTuple):
+    """A plan in the making: who sits where, and what Z of each row is.
+
+    Attributes:
+        order: (m,) int32 rows, blocks are batches.
+        place: (m,) int32, the inverse of `order`.
+        part: (m,) int32 batch of each row.
+        z: (2 m,) float64, Z of each row in its own unit; the second half is about the loss of positives against
+            anchors, and 1 where that does not count.
+    """
+
+    order: np.ndarray
+    place: np.ndarray
+    part: np.ndarray
+    z: np.ndarray
+
+
+def anneal_swaps(
+    affinity: Affinity,
+    order: np.ndarray,
+    batch_size: int,
+    *,
+    moves: float,
+    heat: tuple[float, float] = (0.5, 0.1),
+    penalty: float = 0.0,
+    seed: int = 0,
+    threads: int = 0,
+) -> tuple[np.ndarray, float]:
+    """Returns a better order and the objective that it reaches.
+
+    A move takes a random row to the batch of one of its neighbours, in exchange for the loosest of four rows there.
+    It is kept if the objective rises, or with probability exp(change / heat); the heat falls geometrically.
+
+    Cost: O(m moves k) time, O(m k) memory, that of the graph.
+
+    Args:
+        affinity: of m rows.
+        order: (m,) rows, blocks of `batch_size` being batches.
+        batch_size: rows a batch, of which m is a multiple.
+        moves: swaps tried a row.
+        heat: temperature of the first and of the last round, in nats of the objective.
+        penalty: nats that each ordered pair of `affinity.costs` within a batch takes from the objective.
+        seed: of the moves.
+        threads: at work at once, 0 for one a core. The result does not depend on it.
+
+    Returns:
+        The (m,) int64 order, and sum_i log Z_i (over both directions where the graph has them) less the penalties.
+    """
+    seats = take_seats(affinity, order, batch_size)
+    m, rng = len(order), np.random.default_rng(seed)
+    groups = GROUPS if m // batch_size >= 8 * GROUPS else 1
+    with ThreadPoolExecutor(count_threads(threads)) as pool:
+        for step in range(_ROUNDS):
+            warmth = heat[0] * (heat[1] / heat[0]) ** (step / (_ROUNDS - 1))
+            dealt = [np.sort(group) for group in np.array_split(rng.permutation(m // batch_size), groups)]
+            seeds = rng.integers(1, 2**62, size=groups)
+            tasks = [
+                (batches, int(len(batches) * batch_size * moves / _ROUNDS), warmth, np.uint64(drawn))
+                for batches, drawn in zip(dealt, seeds, strict=True)
+            ]
+            list(pool.map(lambda task: _swap_rows(affinity, seats, batch_size, penalty, *task), tasks))
+    # Each ordered pair of a cost is counted from both of its rows.
+    together = np.repeat(seats.part, np.diff(affinity.starts)) == seats.part[affinity.ids]
+    return seats.order.astype(np.int64), float(np.log(seats.z).sum() - penalty * affinity.costs[together].sum() / 2)
+
+
+def take_seats(affinity: Affinity, order: np.ndarray, batch_size: int) -> Seats:
+    """Returns the plan with Z of each row, in O(m k).
+
+    Args:
+        affinity: of m rows.
+        order: (m,) rows, blocks of `batch_size` being batches.
+        batch_size: rows a batch.
+
+    Returns:
+        Copies; the order is not modified.
+    """
+    place = np.empty(len(order), np.int32)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    part = place // np.int32(batch_size)
+    return Seats(order.astype(np.int32), place, part, _sum_within(affinity, part))
+
+
+@njit(cache=True, nogil=True)
+def _sum_within(graph: Affinity, part: np.ndarray) -> np.ndarray:
+    """Returns Z of each row, in its own unit, for both directions of the loss."""
+    m = len(part)
+    z = np.ones(2 * m)
+    for i in range(m):
+        for e in range(graph.starts[i], graph.starts[i + 1]):
+            if part[graph.ids[e]] == part[i]:
+                z[i if e < graph.middles[i] else i + m] += graph.gives[e]
+    return z
+
+
+@njit(cache=True, nogil=True)
+def _draw(state: np.ndarray, count: int) -> int:
+    """Returns a number in 0..count - 1 and moves the state on (64-bit xorshift)."""
+    word = state[0]
+    word ^= word << np.uint64(13)
+    word ^= word >> np.uint64(7)
+    word ^= word << np.uint64(17)
+    state[0] = word
+    return np.int64((word >> np.uint64(11)) % np.uint64(count))
+
+
+@njit(cache=True, nogil=True)
+def _propose(graph: Affinity, seats: Seats, size: int, batches: np.ndarray, mine: np.ndarray, state: np.ndarray) -> tuple:  # type: ignore[type-arg]
+    """Returns a row, and a row to exchange it with from the batch of one of its neighbours; (-1, -1) for none."""
+    i = seats.order[batches[_draw(state, len(batches))] * size + _draw(state, size)]
+    degree = graph.starts[i + 1] - graph.starts[i]
+    if degree == 0:
+        return -1, -1
+    best = -1
+    for _ in range(3):
+        e = graph.starts[i] + _draw(state, degree)
+        worth = graph.gives[e] + graph.takes[e]
+        if mine[seats.part[graph.ids[e]]] and (best < 0 or worth > graph.gives[best] + graph.takes[best]):
+            best = e
+    if best < 0 or seats.part[graph.ids[best]] == seats.part[i]:
+        return -1, -1
+    target, k = seats.part[graph.ids[best]], -1
+    for _ in range(4):
+        c = seats.order[target * size + _draw(state, size)]
+        if c != graph.ids[best] and (k < 0 or seats.z[c] < seats.z[k]):
+            k = c
+    return i, k
+
+
+@njit(cache=True, nogil=True)
+def _lift(graph: Affinity, part: np.ndarray, i: int, other: int, change: np.ndarray, touched: np.ndarray, noted: int) -> tuple:  # type: ignore[type-arg]
+    """Notes how Z of others changes as i takes the place of `other`; returns Z of i there, costs, and the count noted."""
+    source, target, m = part[i], part[other], len(part)
+    first, second, costs = 1.0, 1.0, 0
+    for e in range(graph.starts[i], graph.starts[i + 1]):
+        c = graph.ids[e]
+        batch = part[c]
+        if c == other or (batch != target and batch != source):
+            continue
+        sign, forward = (1.0 if batch == target else -1.0), e < graph.middles[i]
+        costs += graph.costs[e] if batch == target else -graph.costs[e]
+        if batch == target:
+            if forward:
+                first += graph.gives[e]
+            else:
+                second += graph.gives[e]
+        # A row that takes nothing must stay out of the list, or the other lift would note it twice.
+        if graph.takes[e] == 0.0:
+            continue
+        slot = c if forward else c + m
+        if change[slot] == 0.0:
+            touched[noted] = slot
+            noted += 1
+        change[slot] += sign * graph.takes[e]
+    return first, second, costs, noted
+
+
+@njit(cache=True, nogil=True)
+def _try_swap(
+    graph: Affinity, seats: Seats, i: int, k: int, change: np.ndarray, touched: np.ndarray, penalty: float
+) -> tuple:  # type: ignore[type-arg]
+    """Returns what the objective gains if i and k change places, their new Z, and how many others are noted."""
+    m, z = len(seats.part), seats.z
+    i_first, i_second, costs, noted = _lift(graph, seats.part, i, k, change, touched, 0)
+    k_first, k_second, more, noted = _lift(graph, seats.part, k, i, change, touched, noted)
+    gain = -penalty * (costs + more)
+    # Products in place of logarithms: one for all rows that a swap touches.
+    above, below = i_first * k_first, z[i] * z[k]
+    gain += math.log(i_second * k_second / (z[i + m] * z[k + m]))
+    for t in range(noted):
+        slot = touched[t]
+        above *= max(z[slot] + change[slot], 1.0)
+        below *= z[slot]
+        if above > _LARGE or below > _LARGE:
+            gain += math.log(above / below)
+            above = below = 1.0
+    return gain + math.log(above / below), (i_first, i_second, k_first, k_second), noted
+
+
+@njit(cache=True, nogil=True)
+def _exchange(seats: Seats, i: int, k: int, lifted: tuple) -> None:  # type: ignore[type-arg]
+    """Lets i and k change places and notes their new Z."""
+    order, place, part, z = seats.order, seats.place, seats.part, seats.z
+    m = len(part)
+    z[i], z[i + m], z[k], z[k + m] = lifted
+    part[i], part[k] = part[k], part[i]
+    place[i], place[k] = place[k], place[i]
+    order[place[i]], order[place[k]] = i, k
+
+
+@njit(cache=True, nogil=True)
+def _swap_rows(
+    graph: Affinity, seats: Seats, size: int, penalty: float, batches: np.ndarray, moves: int, heat: float, seed: int
+) -> None:
+    """Tries swaps among the batches of one group, in place; of other rows only the batch is read."""
+    m = len(seats.part)
+    mine = np.zeros(m // size, np.bool_)
+    mine[batches] = True
+    # Two batches, two lifts, two directions; all zero between moves.
+    change, touched = np.zeros(2 * m), np.empty(8 * size + 16, np.int64)
+    state, tried = np.array([seed], np.uint64), 0
+    # Where most rows have no neighbour in another batch of the group, proposals end before moves do.
+    for _ in range(moves * 16):
+        if tried >= moves:
+            break
+        i, k = _propose(graph, seats, size, batches, mine, state)
+        if k < 0:
+            continue
+        tried += 1
+        gain, lifted, noted = _try_swap(graph, seats, i, k, change, touched, penalty)
+        taken = gain >= 0 or _draw(state, 1 << 53) / 9007199254740992.0 < math.exp(gain / heat)
+        for t in range(noted):
+            slot = touched[t]
+            if taken:
+                seats.z[slot] = max(seats.z[slot] + change[slot], 1.0)
+            change[slot] = 0.0
+        if taken:
+            _exchange(seats, i, k, lifted)

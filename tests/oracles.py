@@ -1,0 +1,74 @@
+"""Plain, slow references that the package must agree with: written from the definitions, not from the code."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import reverse_cuthill_mckee
+
+TAIL = 10
+
+
+def reference_gcbs(anchors: np.ndarray, positives: np.ndarray, quantile: float, *, exact: bool = False) -> np.ndarray:
+    """(n,) order: all products as one dense matrix, one quantile of them, what is above it, Cuthill-McKee.
+
+    `exact` interpolates in double precision: in single precision the quantile may round to the upper of the
+    two products between which it lies, which is then not above it.
+    """
+    products = anchors.astype(np.float32) @ positives.astype(np.float32).T
+    threshold = np.quantile(products.astype(np.float64) if exact else products, quantile)
+    graph = csr_array((products > threshold).astype(np.int8))
+    return reverse_cuthill_mckee(graph, symmetric_mode=False)
+
+
+def log_sum_exp(values: list[float]) -> float:
+    """The log of the sum of exponentials."""
+    top = max(values)
+    return top + math.log(sum(math.exp(value - top) for value in values))
+
+
+def loss(scores: np.ndarray, i: int, members: list[int]) -> float:
+    """The loss of anchor i against the positives of some rows, i among them."""
+    return log_sum_exp([float(scores[i, j]) for j in members]) - float(scores[i, i])
+
+
+def plan_quality(
+    anchors: np.ndarray, positives: np.ndarray, order: np.ndarray, batch_size: int, scale: float
+) -> dict[str, float]:
+    """The figures of a plan over all its whole batches, one anchor and one negative at a time.
+
+    Also `gap_limit`, where every anchor chooses its own hardest negatives.
+    """
+    n = len(anchors)
+    scores = scale * (anchors.astype(np.float64) @ positives.astype(np.float64).T)
+    sums = dict.fromkeys(("train", "global_loss", "gap_bound", "tail_coverage", "false_negatives", "gap_limit"), 0.0)
+    anchors_measured = 0
+    for start in range(0, len(order) - batch_size + 1, batch_size):
+        batch = [int(row) for row in order[start : start + batch_size]]
+        for i in batch:
+            anchors_measured += 1
+            negatives = sorted((j for j in range(n) if j != i), key=lambda j, i=i: -scores[i, j])
+            sums["train"] += loss(scores, i, batch)
+            sums["global_loss"] += loss(scores, i, list(range(n)))
+            sums["gap_limit"] += loss(scores, i, list(range(n))) - loss(scores, i, [i, *negatives[: batch_size - 1]])
+            mean = sum(float(scores[i, j]) for j in batch) / batch_size
+            sums["gap_bound"] += max(float(scores[i, j]) for j in range(n)) - mean + math.log(n / batch_size)
+            tail = negatives[:TAIL]
+            sums["tail_coverage"] += sum(j in batch for j in tail) / len(tail) if tail else 0.0
+            sums["false_negatives"] += sum(1 for j in batch if scores[i, j] > scores[i, i])
+    means = {key: total / anchors_measured for key, total in sums.items()}
+    return {**means, "gap": means["global_loss"] - means["train"]}
+
+
+def batches_with_a_value_twice(values: np.ndarray, order: np.ndarray, batch_size: int) -> list[int]:
+    """The batches in which two different rows hold the same value, in whichever columns."""
+    found = []
+    for batch in range(len(order) // batch_size):
+        rows = [int(row) for row in order[batch * batch_size : (batch + 1) * batch_size]]
+        for position, row in enumerate(rows):
+            for other in rows[:position]:
+                if any(a == b for a in values[row].tolist() for b in values[other].tolist()):
+                    found.append(batch)
+    return sorted(set(found))
