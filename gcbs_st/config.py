@@ -69,7 +69,7 @@ class LossConfig:
     """What is minimised.
 
     Attributes:
-        name: a loss class of sentence-transformers.
+        name: a loss class of `gcbs_st.losses` or of sentence-transformers.
         options: its keyword arguments besides the model.
     """
 

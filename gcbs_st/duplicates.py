@@ -1,13 +1,15 @@
 """Keeps rows that share a value out of one batch: an order in, an order whose batches hold no value twice out.
 
-This is what sentence-transformers means by NO_DUPLICATES: values compare as strings, over all columns
-that are not labels, and across columns. Unlike there every batch stays full, so a row that must leave a
-batch changes places with a row of a near one, where a plan puts similar rows.
+A value is a text, which is what sentence-transformers means by NO_DUPLICATES (values compare as strings,
+over all columns that are not labels, and across columns), or a group, such as the photo that two captions
+describe. Unlike there every batch stays full, so a row that must leave a batch changes places with a row
+of a near one, where a plan puts similar rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -47,24 +49,27 @@ class SharedValues:
         self._most_holders = int(holders.max(initial=0))
 
     @classmethod
-    def from_dataset(cls, dataset: Dataset, exclude: Sequence[str] = ()) -> SharedValues:
-        """Returns the shared values of a dataset's columns.
+    def from_dataset(
+        cls, dataset: Dataset, exclude: Sequence[str] = (), *, texts: bool = True, groups: Sequence[Any] | None = None
+    ) -> SharedValues:
+        """Returns the shared values of a dataset's rows.
 
         Args:
             dataset: n rows; its format and transform apply.
             exclude: columns that do not count, such as labels.
+            texts: whether the columns' texts count.
+            groups: (n,) values of any kind, or None; rows of one group share a value.
 
         Returns:
             The values, compared by a 64-bit hash of their strings.
         """
-        rows = []
-        for start in range(0, len(dataset), _READ_ROWS):
-            block = dataset[start : start + _READ_ROWS]
-            columns = [block[name] for name in block if name not in {*exclude, "dataset_name"}]
-            rows += [
-                [xxhash.xxh64_intdigest(str(value).encode()) for value in row] for row in zip(*columns, strict=True)
-            ]
-        return cls(np.array(rows, dtype=np.uint64).reshape(len(dataset), -1))
+        parts = [_hash_columns(dataset, exclude)] if texts else []
+        if groups is not None:
+            # Another seed than the texts', so that group 7 is not the text "7".
+            parts.append(
+                np.array([[xxhash.xxh64_intdigest(str(group).encode(), seed=1)] for group in groups], dtype=np.uint64)
+            )
+        return cls(np.hstack(parts))
 
     def draw(self, order: np.ndarray, batches: int, batch_size: int) -> np.ndarray:
         """Returns the first rows of an order that can fill the batches, no value in more rows than batches.
@@ -94,9 +99,9 @@ class SharedValues:
             if len(taken) == wanted:
                 return np.array(taken, dtype=order.dtype)
         raise ValueError(
-            f"batch_sampler=no_duplicates: one value stands in {self._most_holders} of {len(order)} rows, but an epoch "
+            f"group_column or batch_sampler=no_duplicates: one value stands in {self._most_holders} of {len(order)} rows, but an epoch "
             f"has only {batches} full batches of {batch_size}, each of which may hold it once. De-duplicate the "
-            "training set, lower per_device_train_batch_size, or use batch_sampler=batch_sampler."
+            "training set, lower per_device_train_batch_size, or do without."
         )
 
     def separate(self, order: np.ndarray, batch_size: int) -> np.ndarray | None:
@@ -160,3 +165,13 @@ class SharedValues:
                     held[batch], held[other] = self._values_of(batches[batch]), self._values_of(batches[other])
                     return True
         return False
+
+
+def _hash_columns(dataset: Dataset, exclude: Sequence[str]) -> np.ndarray:
+    """(n, c) hashes of the texts of all columns that count."""
+    rows = []
+    for start in range(0, len(dataset), _READ_ROWS):
+        block = dataset[start : start + _READ_ROWS]
+        columns = [block[name] for name in block if name not in {*exclude, "dataset_name"}]
+        rows += [[xxhash.xxh64_intdigest(str(value).encode()) for value in row] for row in zip(*columns, strict=True)]
+    return np.array(rows, dtype=np.uint64).reshape(len(dataset), -1)

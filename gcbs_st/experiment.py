@@ -24,6 +24,7 @@ from sentence_transformers.sentence_transformer import losses
 from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 
+from gcbs_st import losses as our_losses
 from gcbs_st.arguments import GCBSTrainingArguments
 from gcbs_st.checkpoint import last_whole_checkpoint
 from gcbs_st.config import ConfigError, ExperimentConfig, LossConfig, dump_config
@@ -196,9 +197,9 @@ def make_loss(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module
     Raises:
         ConfigError: an unknown loss or option.
     """
-    loss_class = getattr(losses, config.name, None)
+    loss_class = getattr(our_losses, config.name, None) or getattr(losses, config.name, None)
     if not isinstance(loss_class, type):
-        names = sorted(n for n in dir(losses) if n.endswith("Loss"))
+        names = sorted(n for n in {*dir(losses), *dir(our_losses)} if n.endswith("Loss"))
         raise ConfigError(f"loss.name: got {config.name!r}, expected one of {', '.join(names)}.")
     try:
         return loss_class(model, **config.options)

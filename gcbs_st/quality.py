@@ -61,7 +61,7 @@ class PlanQuality:
         return {key: round(value, digits) if isinstance(value, float) else value for key, value in fields.items()}
 
 
-def plan_quality(
+def plan_quality(  # noqa: PLR0913 - a keyword for each choice of the measurement
     anchors: np.ndarray,
     positives: np.ndarray,
     order: np.ndarray,
@@ -70,6 +70,7 @@ def plan_quality(
     scale: float = SCALE,
     sample_rows: int | None = SAMPLE_ROWS,
     compare: bool = True,
+    repeats: bool = False,
     seed: int = 0,
 ) -> PlanQuality:
     """Returns the quality of a plan, measured on whole batches drawn with a seed.
@@ -85,6 +86,7 @@ def plan_quality(
         scale: 1 / temperature.
         sample_rows: about how many anchors are measured, in whole batches; None for all.
         compare: also measure a random order and the limit, which `closed` needs.
+        repeats: rows may recur in other batches, as a planner with overlapping batches makes them.
         seed: which batches are drawn.
 
     Returns:
@@ -101,7 +103,7 @@ def plan_quality(
         raise ValueError(f"order: got {order.dtype} of shape {order.shape}, expected (rows,) of integers.")
     if len(order) < batch_size:
         raise ValueError(f"order: got {len(order)} rows, expected at least one batch of {batch_size}.")
-    if len(np.unique(order)) != len(order) or order.min() < 0 or order.max() >= n:
+    if (not repeats and len(np.unique(order)) != len(order)) or order.min() < 0 or order.max() >= n:
         raise ValueError(f"order: holds a row twice or a row outside 0..{n - 1}, expected distinct rows.")
     positives = positives.astype(np.float32, copy=False)
     measured = _measure(anchors, positives, _draw(order, batch_size, sample_rows, seed), scale, with_limit=False)

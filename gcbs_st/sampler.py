@@ -70,6 +70,7 @@ class PlannedBatchSampler(DefaultBatchSampler):
         self.epoch = 0
         self.plan_count = 0
         self.cursor = 0
+        self.repeats = False
         self.order = self._random_order(0)
 
     def __len__(self) -> int:
@@ -100,15 +101,16 @@ class PlannedBatchSampler(DefaultBatchSampler):
         Args:
             epoch: counted from 0.
         """
-        self.epoch, self.plan_count, self.cursor = epoch, 0, 0
+        self.epoch, self.plan_count, self.cursor, self.repeats = epoch, 0, 0, False
         self.order = self._random_order(epoch)
 
-    def replace_tail(self, order: np.ndarray, start: int) -> None:
+    def replace_tail(self, order: np.ndarray, start: int, *, repeats: bool = False) -> None:
         """Replaces what has not been drawn yet.
 
         Args:
             order: (m,) the same rows that stand behind batch `start` now, in their new order.
             start: batches that keep their place; at least `cursor`.
+            repeats: the order is that of a planner whose batches overlap, so it holds any rows.
 
         Raises:
             ValueError: batches that were already drawn, or other rows than those that stood there.
@@ -116,10 +118,11 @@ class PlannedBatchSampler(DefaultBatchSampler):
         if start < self.cursor:
             raise ValueError(f"start: got batch {start}, but {self.cursor} batches are already drawn.")
         before = self.order[start * self.batch_size :]
-        if not np.array_equal(np.sort(order), np.sort(before)):
+        if order.shape != before.shape or not (repeats or np.array_equal(np.sort(order), np.sort(before))):
             raise ValueError(f"order: {len(order)} rows that are not the {len(before)} rows behind batch {start}.")
         self.order[start * self.batch_size :] = order
         self.plan_count += 1
+        self.repeats |= repeats
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs to draw the same batches in this epoch."""
@@ -127,6 +130,7 @@ class PlannedBatchSampler(DefaultBatchSampler):
             "order": self.order.copy(),
             "epoch": self.epoch,
             "plan_count": self.plan_count,
+            "repeats": self.repeats,
             "batch_size": self.batch_size,
             "rows": self.rows,
             "seed": self.seed,
@@ -152,10 +156,15 @@ class PlannedBatchSampler(DefaultBatchSampler):
             raise ValueError(
                 f"its order is {order.dtype} of shape {order.shape}, expected int64 of {self.order.shape}"
             )
-        if len(np.unique(order)) != len(order) or order.min() < 0 or order.max() >= self.rows:
+        if (
+            (not state["repeats"] and len(np.unique(order)) != len(order))
+            or order.min() < 0
+            or order.max() >= self.rows
+        ):
             raise ValueError(f"its order holds a row twice or a row outside 0..{self.rows - 1}")
         self.order = order.astype(np.int64)
         self.epoch, self.plan_count, self.cursor = int(state["epoch"]), int(state["plan_count"]), 0
+        self.repeats = bool(state["repeats"])
 
     def rng(self, *purpose: int) -> np.random.Generator:
         """Returns a generator that depends on the seed, the epoch and the purpose alone.
@@ -179,6 +188,6 @@ class PlannedBatchSampler(DefaultBatchSampler):
             if separated is not None:
                 return separated
         raise ValueError(
-            f"batch_sampler=no_duplicates: no way was found to fill {len(self)} batches of {self.batch_size} rows "
+            f"group_column or batch_sampler=no_duplicates: no way was found to fill {len(self)} batches of {self.batch_size} rows "
             "without a repeated value. De-duplicate the training set, or lower per_device_train_batch_size."
         )

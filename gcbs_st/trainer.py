@@ -23,20 +23,18 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from gcbs_st.arguments import GCBSTrainingArguments
 from gcbs_st.callback import ReplanCallback
 from gcbs_st.checkpoint import last_whole_checkpoint, read_plan, write_plan
-from gcbs_st.corpus import corpus_hash, require_map_style
+from gcbs_st.corpus import require_map_style
 from gcbs_st.duplicates import SharedValues
 from gcbs_st.embeddings import encode_rows, text_columns
 from gcbs_st.planners import RandomPlanner, check_order
-from gcbs_st.quality import SCALE, plan_quality
+from gcbs_st.planners.base import check_batches
+from gcbs_st.planning import clusters_at, fingerprint, loss_scale, parts_of, plan_record, take_groups
 from gcbs_st.sampler import PlannedBatchSampler
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["GCBSTrainer", "GCBSTrainingArguments"]
 
-# The quality that is logged with each plan is measured on about so many products of anchors and
-# positives: a second or less on two cores, small beside the embedding of the rows.
-_MEASURED_PRODUCTS = 2**24
 # Purposes of a sampler's generators.
 _PLAN, _SHUFFLE = 1, 2
 
@@ -102,7 +100,11 @@ class GCBSTrainer(SentenceTransformerTrainer):
         self._resume_folder: str | None = None
         self._fingerprint: str | None = None
         self.planner = args.make_planner() if args is not None else GCBSTrainingArguments("unused").make_planner()
+        self._groups: dict[str, list[Any]] = {}
+        if args is not None and args.group_column is not None:
+            train_dataset, self._groups = take_groups(train_dataset, args.group_column)
         super().__init__(model, args, train_dataset, *rest, **kwargs)
+        self._clusters_at_end: int = getattr(self.planner, "clusters_per_batch", 1)
         if hasattr(self.planner, "show_progress"):
             self.planner.show_progress = not self.args.disable_tqdm and self.is_world_process_zero()
         self.add_callback(ReplanCallback(self._begin_epoch, self._replan_tails, self._steps_an_epoch))
@@ -137,9 +139,13 @@ class GCBSTrainer(SentenceTransformerTrainer):
         self.planned_samplers = {}
         self._building_train_loader = True
         try:
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
         finally:
             self._building_train_loader = False
+        # Each start of its workers draws their seed, by default from the global numbers that dropout draws from
+        # too. Persistent workers start once in a run, but again in a resumed one, whose dropout would then differ.
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
 
     def get_batch_sampler(
         self,
@@ -175,7 +181,7 @@ class GCBSTrainer(SentenceTransformerTrainer):
             valid_label_columns,
             generator,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            shared_values=SharedValues.from_dataset(dataset, labels) if self.args.no_duplicates else None,
+            shared_values=self._shared_values(name, dataset, labels),
         )
         self.planned_samplers[name] = sampler
         return sampler
@@ -226,6 +232,17 @@ class GCBSTrainer(SentenceTransformerTrainer):
         if not self.args.save_only_model:
             states = {name: sampler.state_dict() for name, sampler in self.planned_samplers.items()}
             write_plan(output_dir, states, self._training_set_fingerprint())
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs as the host does, and beside the training loss which share of the negatives a guarded loss masked.
+
+        Args:
+            logs: what is logged.
+            args: the host's.
+            kwargs: the host's.
+        """
+        masked = getattr(self.loss, "last_masked", None) if "loss" in logs else None
+        super().log(logs if masked is None else {**logs, "gcbs/masked": float(masked)}, *args, **kwargs)
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """Returns the norm that the host logs, also of sparse gradients, on which its own computation fails."""
@@ -289,22 +306,30 @@ class GCBSTrainer(SentenceTransformerTrainer):
         planned = stop - start * sampler.batch_size
         # In the order of their ids, so that a plan depends on which rows are left and not on their last order.
         rows = np.sort(tail[:planned])
-        if self.is_world_process_zero():
-            new = self._plan_rows(name, index, rows, sampler)
-        else:
+        overlapping: bool = getattr(self.planner, "overlapping", False)
+        if not self.is_world_process_zero():
             new = np.empty_like(rows)
+        elif overlapping:
+            # Its rows recur while others wait, so it has all of them to choose from, drawn before or not.
+            new = self._plan_rows(name, index, np.arange(sampler.rows), sampler)[:planned]
+        else:
+            new = self._plan_rows(name, index, rows, sampler)
         if ranks > 1:
             new = broadcast(torch.from_numpy(new).to(self.args.device)).cpu().numpy()
         tail[:planned] = self._shuffled(new, sampler, ranks) if self.args.shuffle_planned_batches else new
-        sampler.replace_tail(tail, start)
+        sampler.replace_tail(tail, start, repeats=overlapping)
 
     def _plan_rows(self, name: str, index: int, rows: np.ndarray, sampler: PlannedBatchSampler) -> np.ndarray:
         """Embeds the rows, plans them, keeps what must not meet apart, and logs what came of it."""
         rng = sampler.rng(_PLAN, sampler.plan_count, index)
         if isinstance(self.planner, RandomPlanner) and type(self).plan_batches is GCBSTrainer.plan_batches:
             return self._separated(rng.permutation(rows), sampler)  # needs no embeddings, and costs nothing
+        if self.args.cluster_schedule == "curriculum":
+            done = self.state.global_step / max(1, self.state.max_steps)
+            planner: Any = self.planner
+            planner.clusters_per_batch = clusters_at(done, sampler.batch_size, self._clusters_at_end)
         began = time.perf_counter()
-        dataset = self.train_dataset[name] if isinstance(self.train_dataset, DatasetDict) else self.train_dataset
+        dataset = parts_of(self.train_dataset)[name]
         columns = text_columns(
             dataset,
             label_columns=self.data_collator.valid_label_columns,
@@ -321,20 +346,23 @@ class GCBSTrainer(SentenceTransformerTrainer):
             show_progress=not self.args.disable_tqdm,
         )
         embedded = time.perf_counter()
-        order = check_order(
-            self.plan_batches(anchors, positives, sampler.batch_size, rng), len(rows), repr(self.planner)
-        )
-        new = self._separated(rows[order], sampler)
+        order = self.plan_batches(anchors, positives, sampler.batch_size, rng)
+        if overlapping := getattr(self.planner, "overlapping", False):
+            new = rows[check_batches(order, len(rows), sampler.batch_size, repr(self.planner))]
+        else:
+            new = self._separated(rows[check_order(order, len(rows), repr(self.planner))], sampler)
         planned = time.perf_counter()
-        self._log_plan(
-            name,
-            anchors,
-            positives,
-            np.searchsorted(rows, new),
-            sampler.batch_size,
-            embedded - began,
-            planned - embedded,
-        )
+        scale = loss_scale(self.loss.get(name) if isinstance(self.loss, dict) else self.loss)
+        record = {
+            **plan_record(
+                anchors, positives, np.searchsorted(rows, new), sampler.batch_size, scale, repeats=overlapping
+            ),
+            "embed_seconds": round(embedded - began, 4),
+            "plan_seconds": round(planned - embedded, 4),
+            "embedding_age": 0.0,  # steps since the rows were embedded: just now
+        }
+        prefix = f"gcbs/{name}/" if name else "gcbs/"
+        self.log({prefix + key: value for key, value in record.items()})
         return new
 
     def _separated(self, order: np.ndarray, sampler: PlannedBatchSampler) -> np.ndarray:
@@ -354,40 +382,13 @@ class GCBSTrainer(SentenceTransformerTrainer):
         steps = order.reshape(-1, ranks * sampler.batch_size)
         return sampler.rng(_SHUFFLE, sampler.plan_count).permutation(steps).ravel()
 
-    def _log_plan(
-        self, name: str, anchors: np.ndarray, positives: np.ndarray, order: np.ndarray, batch_size: int,
-        embed_seconds: float, plan_seconds: float,
-    ) -> None:  # fmt: skip
-        quality = plan_quality(
-            anchors, positives, order, batch_size, scale=self._scale(name),
-            sample_rows=max(4 * batch_size, _MEASURED_PRODUCTS // len(order)),
-        )  # fmt: skip
-        prefix = f"gcbs/{name}/" if name else "gcbs/"
-        self.log(
-            {
-                f"{prefix}gap": quality.gap,
-                f"{prefix}gap_bound": quality.gap_bound,
-                f"{prefix}closed": quality.closed or 0.0,
-                f"{prefix}tail_coverage": quality.tail_coverage,
-                f"{prefix}false_negatives": quality.false_negatives,
-                f"{prefix}embed_seconds": round(embed_seconds, 4),
-                f"{prefix}plan_seconds": round(plan_seconds, 4),
-                f"{prefix}embedding_age": 0.0,  # steps since the rows were embedded: just now
-            }
-        )
-
-    def _scale(self, name: str) -> float:
-        """The loss's 1 / temperature where it has one, so that the logged gap is that of the loss in use."""
-        loss = self.loss.get(name) if isinstance(self.loss, dict) else self.loss
-        while loss is not None:
-            if isinstance(scale := getattr(loss, "scale", None), (int, float)):
-                return float(scale)
-            if isinstance(temperature := getattr(loss, "temperature", None), (int, float)) and temperature > 0:
-                return 1.0 / float(temperature)
-            loss = getattr(loss, "loss", None)
-        return SCALE
-
     # ---------------------------------------------------------------- small facts
+
+    def _shared_values(self, name: str, dataset: Dataset, labels: list[str]) -> SharedValues | None:
+        groups = self._groups.get(name)
+        if not self.args.no_duplicates and groups is None:
+            return None
+        return SharedValues.from_dataset(dataset, labels, texts=self.args.no_duplicates, groups=groups)
 
     def _name_of(self, dataset: Dataset) -> str | None:
         """The training set's name within its DatasetDict, "" if it is the only one, None if it is not trained on."""
@@ -405,15 +406,5 @@ class GCBSTrainer(SentenceTransformerTrainer):
 
     def _training_set_fingerprint(self) -> str:
         if self._fingerprint is None:
-            parts = (
-                self.train_dataset.values() if isinstance(self.train_dataset, DatasetDict) else [self.train_dataset]
-            )
-            self._fingerprint = "-".join(map(_fingerprint, parts))
+            self._fingerprint = fingerprint(self.train_dataset)
         return self._fingerprint
-
-
-def _fingerprint(dataset: Dataset) -> str:
-    try:
-        return corpus_hash(dataset)
-    except TypeError:  # images and audio have no plain content to hash; the dataset's history stands for it
-        return str(dataset._fingerprint)

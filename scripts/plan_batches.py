@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             planner.show_progress = sys.stderr.isatty()
         began = time.perf_counter()
         order = planner.plan(anchors, positives, arguments.batch_size, np.random.default_rng(arguments.seed))
-        if not getattr(planner, "overlapping", False):
+        overlapping = getattr(planner, "overlapping", False)
+        if not overlapping:
             order = check_order(order, len(anchors), arguments.planner)
         if arguments.groups is not None:
             groups = SharedValues(np.load(arguments.groups).reshape(len(anchors), -1))
@@ -54,8 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         save(Path(arguments.out), order)
         record = {"planner": arguments.planner, "seconds": round(seconds, 3), "peak_bytes": peak}
-        if len(order) >= arguments.batch_size and not getattr(planner, "overlapping", False):
-            record |= plan_quality(anchors, positives, order, arguments.batch_size, scale=arguments.scale).rounded()
+        if len(order) >= arguments.batch_size:
+            quality = plan_quality(
+                anchors, positives, order, arguments.batch_size, scale=arguments.scale, repeats=overlapping
+            )
+            record |= quality.rounded()
     except (ValueError, TypeError, OSError) as error:
         print(f"plan_batches.py: {error}", file=sys.stderr)
         return 2

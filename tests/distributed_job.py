@@ -1,6 +1,6 @@
 """What each process of ``test_distributed.py`` runs: trains, resumes, and writes down what it trained on.
 
-    python -m torch.distributed.run --nproc_per_node=2 tests/distributed_job.py BERT_FOLDER OUTPUT_FOLDER WORKERS
+python -m torch.distributed.run --nproc_per_node=2 tests/distributed_job.py BERT_FOLDER OUTPUT_FOLDER WORKERS
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Settings:
     batch_size: int = 8
     epochs: int = 3
     replan_steps: int = 3
-    save_steps: int = 2
+    save_steps: int = 4
 
 
 class TextCollator:
@@ -148,7 +148,9 @@ def job(model_folder: str, output: Path, report: Path, settings: Settings) -> No
     )
     rows = make_pairs(settings.rows)
     if settings.no_duplicates:  # every positive in two or three rows, which a planner puts side by side
-        rows = Dataset.from_dict({"anchor": rows["anchor"], "positive": (list(rows["positive"])[:40] * 3)[: len(rows)]})
+        rows = Dataset.from_dict(
+            {"anchor": rows["anchor"], "positive": (list(rows["positive"])[:40] * 3)[: len(rows)]}
+        )
     trainer = ReportingTrainer(model, args, rows, loss=MultipleNegativesRankingLoss(model))
     trainer.report = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     checkpoint = last_whole_checkpoint(output)
@@ -279,13 +281,19 @@ def save_seconds(events: list[dict[str, Any]]) -> float:
     return taken[len(taken) // 2]
 
 
+def step_seconds(events: list[dict[str, Any]]) -> float:
+    """How long a step takes that saves nothing, about: the median of all."""
+    times = [told["time"] for told in events if told["event"] == "trained"]
+    gaps = sorted(after - before for before, after in zip(times, times[1:], strict=False))
+    return gaps[len(gaps) // 2]
+
+
 def kill_point(
     model_folder: str, folder: Path, settings: Settings, whole: list[dict[str, Any]], rng: random.Random,
     in_saving: bool, fresh: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Kills one run, resumes it, and returns what happened."""
     steps = whole[-1]["step"]
-    step_seconds = (whole[-1]["time"] - whole[0]["time"]) / steps
     for attempt in range(5):
         output = folder / f"attempt_{attempt}"
         output.mkdir(parents=True)
@@ -294,7 +302,7 @@ def kill_point(
             delay = rng.uniform(0, 1.1 * save_seconds(whole))
         else:
             event, step = "trained", rng.randrange(1, steps)
-            delay = rng.uniform(0, step_seconds)
+            delay = rng.uniform(0, step_seconds(whole))
         run = Run(model_folder, output, folder / f"killed_{attempt}.jsonl", settings, fresh)
         if run.wait_for(event, step):
             time.sleep(delay)

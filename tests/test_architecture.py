@@ -19,7 +19,6 @@ PACKAGE = ROOT / "gcbs_st"
 ROOMS = [
     {
         "docstrings",
-        "planners",
         "config",
         "models",
         "checkpoint",
@@ -28,9 +27,12 @@ ROOMS = [
         "embeddings",
         "files",
         "report",
+        "losses",
+        "graph",
     },
-    {"corpus", "quality", "sampler", "arguments", "evaluation"},
-    {"callback", "mteb_protocol", "planning"},
+    {"corpus", "planners", "sampler", "evaluation"},
+    {"quality", "arguments", "mteb_protocol"},
+    {"callback", "planning"},
     {"trainer"},
     {"experiment"},
 ]

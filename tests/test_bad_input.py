@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from conftest import make_pairs, make_static_model
 from datasets import Dataset, DatasetDict
 from kill_and_resume import RecordingTrainer
+from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
@@ -224,8 +226,6 @@ def test_settings_that_cannot_be_planned_with(tmp_path, given, kind, parts):
 
 def test_group_by_label_is_refused_in_plain_arguments(tmp_path, static_model, pairs):
     """Arguments of the host's class are checked like ours."""
-    from sentence_transformers import SentenceTransformerTrainingArguments
-
     plain = SentenceTransformerTrainingArguments(str(tmp_path), batch_sampler="group_by_label", report_to="none")
     with pytest.raises(ValueError, match="which rows share a batch is the planner's to decide"):
         GCBSTrainer(static_model, plain, pairs, loss=MultipleNegativesRankingLoss(static_model))
@@ -245,7 +245,9 @@ def test_an_error_in_planning_loses_nothing(tmp_path, pairs):
     trainer = make_trainer(tmp_path / "fails", pairs, FailsLater)
     with pytest.raises(RuntimeError, match="out of luck"):
         trainer.train()
-    assert ["checkpoint-10", "checkpoint-5"] == sorted(path.name for path in (tmp_path / "fails").iterdir() if path.is_dir())
+    assert ["checkpoint-10", "checkpoint-5"] == sorted(
+        path.name for path in (tmp_path / "fails").iterdir() if path.is_dir()
+    )
     for step in (5, 10):
         expected, found = (read_plan(tmp_path / run / f"checkpoint-{step}")[0][""] for run in ("whole", "fails"))
         np.testing.assert_array_equal(expected.pop("order"), found.pop("order"))
@@ -274,30 +276,34 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def copy_of(checkpoint: Path, folder: Path) -> Path:
-    import shutil
-
+    """A copy of a checkpoint, to be damaged."""
     return Path(shutil.copytree(checkpoint, folder / checkpoint.name))
 
 
 def cut(plan: Path) -> None:
+    """Leaves the first bytes."""
     plan.write_bytes(plan.read_bytes()[:200])
 
 
 def overwrite(plan: Path) -> None:
+    """Puts something else there."""
     plan.write_bytes(b"no plan at all")
 
 
 def repeat_a_row(plan: Path) -> None:
+    """Writes an order that is none."""
     content = dict(np.load(plan))
     content["order_0"][1] = content["order_0"][0]
     np.savez(plan, **content)
 
 
 def forget_the_orders(plan: Path) -> None:
+    """Writes the description alone."""
     np.savez(plan, state=np.load(plan)["state"])
 
 
 def forget_a_field(plan: Path) -> None:
+    """Writes a description that lacks a field."""
     content = dict(np.load(plan))
     content["state"] = np.array(str(content["state"]).replace("plan_count", "count"))
     np.savez(plan, **content)

@@ -20,8 +20,8 @@ def ranks(request, tmp_path_factory, bert_folder):
     """What each rank saw of the same runs; with the number of data workers."""
     folder = tmp_path_factory.mktemp("distributed")
     command = [
-        sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={RANKS}", "--master_addr=127.0.0.1",
-        "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",
+        sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={RANKS}",
+        "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",
         str(JOB), bert_folder, str(folder), str(request.param),
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -65,12 +65,16 @@ def test_batches_of_one_step_are_neighbours_in_the_plan(ranks):
     """What the ranks train on in one step stands side by side in the plan that was in force."""
     plans = ranks[0]["whole"]["plans"]
     pairs = [
-        {tuple(plan["rows"][i : i + RANKS * BATCH]) for i in range(0, len(plan["rows"]), RANKS * BATCH)} for plan in plans
+        {tuple(plan["rows"][i : i + RANKS * BATCH]) for i in range(0, len(plan["rows"]), RANKS * BATCH)}
+        for plan in plans
     ]
     for (step, first), (_, second) in zip(*[rank["whole"]["trained"] for rank in ranks], strict=True):
         made = [index for index, plan in enumerate(plans) if plan["step"] < step]
         assert any((*first, *second) in pairs[index] for index in made), step
-    rows = {tuple(sorted(first + second)) for (_, first), (_, second) in zip(*[r["whole"]["trained"] for r in ranks])}
+    rows = {
+        tuple(sorted(first + second))
+        for (_, first), (_, second) in zip(*[r["whole"]["trained"] for r in ranks], strict=True)
+    }
     assert EPOCHS * STEPS == len(rows)
 
 

@@ -104,6 +104,12 @@ def test_value_in_both_columns_of_one_row_moves_nothing() -> None:
     assert order.tolist() == SharedValues(values).separate(order, 4).tolist()
 
 
+def test_first_row_of_a_value_stays() -> None:
+    """The later of two rows moves, also where the first one holds their value in both its columns."""
+    values = np.array([[1, 1], [1, 2], [3, 4], [5, 6]])
+    assert [0, 2, 1, 3] == SharedValues(values).separate(np.arange(4), 2).tolist()
+
+
 def test_rows_without_shared_values_stay() -> None:
     """Only the row that has to move and the one it changes places with move, to the nearest batch."""
     values = np.arange(40)
@@ -265,3 +271,18 @@ def test_large_set_is_fast() -> None:
     seconds = time.perf_counter() - began
     assert found is not None
     assert seconds < 2
+
+
+def test_groups_are_values_of_their_own():
+    """Rows of a group are kept apart, a group is not the text that looks like it, and texts may be left out."""
+    dataset = Dataset.from_dict({"anchor": ["7", "a", "b", "c"], "positive": ["d", "e", "f", "a"]})
+    groups = [5, 7, 5, 7]
+    grouped = SharedValues.from_dataset(dataset, texts=False, groups=groups)
+    np.testing.assert_array_equal([0, 1, 2, 3], grouped.separate(np.array([0, 1, 2, 3]), 2))
+    assert [{5, 7}, {5, 7}] == [
+        {groups[row] for row in batch} for batch in grouped.separate(np.array([0, 2, 1, 3]), 2).reshape(2, 2)
+    ]
+    both = SharedValues.from_dataset(dataset, groups=groups)
+    assert {0, 2, 1, 3} == set(both.separate(np.array([0, 2, 1, 3]), 2).tolist())
+    apart = both.separate(np.array([1, 3, 0, 2]), 2).reshape(2, 2).tolist()
+    assert [{5, 7}, {5, 7}] == [{groups[row] for row in batch} for batch in apart]

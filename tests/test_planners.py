@@ -14,10 +14,18 @@ from gcbs_st.planners import GCBSPlanner, RandomPlanner, available, check_order,
 
 # One line a planner and set of options. A registered planner without a line here fails `test_table_is_complete`.
 PLANNERS: list[tuple[str, dict[str, Any]]] = [
+    ("best", {"neighbors": 5}),
+    ("best", {"effort": 2, "neighbors": 5, "ceiling": 0.95, "directions": "both"}),
+    ("bisect", {}),
+    ("bisect", {"dims": 4, "sample": 16, "trees": 2, "threads": 1}),
+    ("partition", {"neighbors": 5}),
+    ("partition", {"neighbors": 6, "drop_top": 1, "keep": 4, "mutual": True, "exact": True, "ceiling": 1.0}),
     ("gcbs", {"quantile": 0.95}),
     ("gcbs", {"neighbors": 5}),
     ("gcbs", {"quantile": 0.9, "exact": True, "chunk_rows": 7}),
     ("random", {}),
+    ("random_walk", {}),
+    ("tbs", {}),
 ]
 BATCH = 8
 
@@ -243,7 +251,7 @@ def test_random_planner_follows_its_generator() -> None:
 
 def test_unknown_planner_names_the_known() -> None:
     """An unknown name raises, and the message lists the names there are."""
-    with pytest.raises(ValueError, match=r"planner: got 'gcsb', expected one of gcbs, .*random"):
+    with pytest.raises(ValueError, match=r"planner: got 'gcsb', expected one of best, .*gcbs, .*random"):
         make_planner("gcsb")
 
 
@@ -320,7 +328,7 @@ def test_object_is_given_back() -> None:
 @pytest.mark.parametrize("planner", [None, 3, RandomPlanner, np.random.default_rng])
 def test_what_is_no_planner_is_refused(planner: Any) -> None:
     """Neither a name nor an object with plan() raises; a class is not an object of it."""
-    with pytest.raises(TypeError, match=r"planner: got .*expected a name \(gcbs, .*random\) or an object with plan"):
+    with pytest.raises(TypeError, match=r"planner: got .*expected a name \(best, .*random.*\) or an object with plan"):
         make_planner(planner)
 
 

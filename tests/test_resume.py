@@ -90,6 +90,7 @@ CASES = {
     "accumulation": ({"gradient_accumulation_steps": 2, "replan_steps": 2}, range(1, 6)),
     "no duplicates": ({"batch_sampler": "no_duplicates"}, (2, 3, 6)),
     "workers": ({"dataloader_num_workers": 2, "replan_steps": 2}, (1, 2, 6)),
+    "persistent workers": ({"dataloader_num_workers": 1, "dataloader_persistent_workers": True}, (2, 6)),
     "warm-up": ({"planner_warmup_steps": 3, "replan_steps": 0}, (2, 3, 4)),
     "user's order of batches": ({"shuffle_planned_batches": False}, (3, 4)),
 }
@@ -144,9 +145,7 @@ def test_ignore_data_skip_begins_the_epoch_anew(tmp_path, static_model, pairs, c
     rows = pairs.select(range(64))
     run(tmp_path, rows, static_model)
     checkpoint = str(tmp_path / "checkpoint-5")
-    resumed = run(
-        tmp_path / "more", rows, make_static_model(), checkpoint, ignore_data_skip=True, save_strategy="no"
-    )
+    resumed = run(tmp_path / "more", rows, make_static_model(), checkpoint, ignore_data_skip=True, save_strategy="no")
     planned = [entry["step"] for entry in resumed.state.log_history if "gcbs/gap" in entry and entry["step"] >= 5]
     assert 5 in planned
     assert 64 == len({texts for _, batch in resumed.trained[:8] for texts in batch})

@@ -12,13 +12,40 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gcbs_st.planners.base import Planner, check_order
+from gcbs_st.planners.base import Planner, check_batches, check_order
+from gcbs_st.planners.best import BestPlanner
+from gcbs_st.planners.bisect import BisectPlanner
 from gcbs_st.planners.gcbs import GCBSPlanner
+from gcbs_st.planners.partition import PartitionPlanner
 from gcbs_st.planners.random import RandomPlanner
+from gcbs_st.planners.random_walk import RandomWalkPlanner
+from gcbs_st.planners.tbs import TailBatchPlanner
 
-__all__ = ["GCBSPlanner", "Planner", "RandomPlanner", "available", "check_order", "make_planner", "register"]
+__all__ = [
+    "BestPlanner",
+    "BisectPlanner",
+    "GCBSPlanner",
+    "PartitionPlanner",
+    "Planner",
+    "RandomPlanner",
+    "RandomWalkPlanner",
+    "TailBatchPlanner",
+    "available",
+    "check_batches",
+    "check_order",
+    "make_planner",
+    "register",
+]
 
-_REGISTRY: dict[str, Callable[..., Planner]] = {"gcbs": GCBSPlanner, "random": RandomPlanner}
+_REGISTRY: dict[str, Callable[..., Planner]] = {
+    "best": BestPlanner,
+    "bisect": BisectPlanner,
+    "gcbs": GCBSPlanner,
+    "partition": PartitionPlanner,
+    "random": RandomPlanner,
+    "random_walk": RandomWalkPlanner,
+    "tbs": TailBatchPlanner,
+}
 
 
 def register(name: str) -> Callable[[Callable[..., Planner]], Callable[..., Planner]]:

@@ -107,6 +107,36 @@ def row_norms(embeddings: np.ndarray) -> np.ndarray:
     return norms
 
 
+def check_batches(order: Any, rows: int, batch_size: int, planner: str) -> np.ndarray:
+    """Returns an order in which rows recur, as int64, after making sure that none recurs within a batch.
+
+    Args:
+        order: what a planner with `overlapping` set returned.
+        rows: n, the number of rows it was given.
+        batch_size: rows a batch.
+        planner: its name, for the message.
+
+    Returns:
+        (m,) int64, m a multiple of `batch_size`.
+
+    Raises:
+        ValueError: another shape, an unknown row, or a row twice in a batch.
+    """
+    found = np.asarray(order)
+    valid = found.ndim == 1 and np.issubdtype(found.dtype, np.integer) and len(found) % batch_size == 0
+    batches = np.sort(found.reshape(-1, batch_size), axis=1) if valid else np.empty((0, 2))
+    if (
+        not valid
+        or (batches[:, 1:] == batches[:, :-1]).any()
+        or (len(found) and not 0 <= found.min() <= found.max() < rows)
+    ):
+        raise ValueError(
+            f"planner {planner}: got {found.dtype} of shape {found.shape}, expected whole batches of {batch_size} distinct "
+            f"rows of 0..{rows - 1}."
+        )
+    return found.astype(np.int64)
+
+
 def check_order(order: Any, rows: int, planner: str) -> np.ndarray:
     """Returns the order as int64, after making sure that it holds every row once.
 

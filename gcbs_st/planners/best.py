@@ -122,9 +122,7 @@ class BestPlanner:
             ids, cosines = find_in_cells(queries, keys, order, self.neighbors, probes=probes, threads=self.threads)
             own, background = measure_background(queries, keys, order, cosines, scale=self.scale, rng=rng)
             graphs.append(
-                weigh_neighbors(
-                    ids, cosines, own, background, batch_size=size, scale=self.scale, ceiling=self.ceiling
-                )
+                weigh_neighbors(ids, cosines, own, background, batch_size=size, scale=self.scale, ceiling=self.ceiling)
             )
         return graphs[0] if len(graphs) == 1 else stack_directions(*graphs)
 

@@ -24,6 +24,8 @@ from gcbs_st.planners.bisect import check_least, cluster_rows, draw_rest, finish
 from gcbs_st.planners.swaps import anneal_swaps
 from gcbs_st.planners.trees import DIMS, grow_trees, project_pairs
 
+# Cells that each cell looks into.
+_PROBES = 32
 # Nats that an ordered pair above the ceiling costs, and swaps tried a row to part such pairs.
 CEILING_PENALTY = 1.0
 _CEILING_MOVES = 20.0
@@ -48,7 +50,7 @@ class PartitionPlanner:
         True
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - B3's options beside those of every clustering planner
         self,
         *,
         neighbors: int = 20,
@@ -56,7 +58,6 @@ class PartitionPlanner:
         keep: int | None = None,
         mutual: bool = False,
         exact: bool = False,
-        probes: int = 32,
         scale: float = 20.0,
         ceiling: float | None = None,
         clusters_per_batch: int = 1,
@@ -69,8 +70,7 @@ class PartitionPlanner:
             drop_top: B3's p: nearest ranks dropped, which are most often false negatives.
             keep: B3's m: how many of the ranks after those are kept; None for all.
             mutual: keep an edge only where both rows have each other among theirs, as B3 does.
-            exact: search all pairs with faiss.
-            probes: cells of 256 rows that each cell looks into, otherwise.
+            exact: search all pairs with faiss, and not only those of 32 cells of 256 rows for each cell.
             scale: 1 / temperature of the loss.
             ceiling: rows whose cosine with an anchor is above this times that of its own positive are kept out
                 of its batch where possible; 1.0 means every row above the positive, None no row.
@@ -80,17 +80,18 @@ class PartitionPlanner:
         Raises:
             ValueError: an option out of its range.
         """
-        check_least(1, neighbors=neighbors, probes=probes, clusters_per_batch=clusters_per_batch, keep=keep or 1)
+        check_least(1, neighbors=neighbors, clusters_per_batch=clusters_per_batch, keep=keep or 1)
         check_least(0, drop_top=drop_top, threads=threads)
         if drop_top >= neighbors:
-            raise ValueError(f"drop_top: got {drop_top}, expected less than the {neighbors} neighbors that are ranked.")
+            raise ValueError(
+                f"drop_top: got {drop_top}, expected less than the {neighbors} neighbors that are ranked."
+            )
         check_positive(scale=scale, ceiling=ceiling)
         self.neighbors = neighbors
         self.drop_top = drop_top
         self.keep = keep
         self.mutual = mutual
         self.exact = exact
-        self.probes = probes
         self.scale = scale
         self.ceiling = ceiling
         self.clusters_per_batch = clusters_per_batch
@@ -144,13 +145,11 @@ class PartitionPlanner:
             ids, cosines = find_exactly(anchors, positives, order, self.neighbors)
         else:
             ids, cosines = find_in_cells(
-                anchors, positives, order, self.neighbors, probes=self.probes, threads=self.threads
+                anchors, positives, order, self.neighbors, probes=_PROBES, threads=self.threads
             )
         own, background = measure_background(anchors, positives, order, cosines, scale=self.scale, rng=rng)
         ids = drop_edges(ids, drop_top=self.drop_top, keep=self.keep, mutual=self.mutual)
-        return weigh_neighbors(
-            ids, cosines, own, background, batch_size=size, scale=self.scale, ceiling=self.ceiling
-        )
+        return weigh_neighbors(ids, cosines, own, background, batch_size=size, scale=self.scale, ceiling=self.ceiling)
 
 
 def check_positive(**options: float | None) -> None:
@@ -184,7 +183,7 @@ def cut_evenly(affinity: Affinity, size: int, seed: int) -> np.ndarray:
         return np.arange(m)
     worth = np.log1p(affinity.gives) + np.log1p(affinity.takes)
     # Two rows that touch in both directions of the loss are one edge to METIS, hence the sum of duplicates.
-    graph = csr_array(((1 + 100 * worth) * (worth > 0), affinity.ids, affinity.starts), shape=(m, m))
+    graph = csr_array(((1 + 100 * worth) * (worth > 0), affinity.ids, affinity.starts), shape=(m, m), copy=True)
     graph.sum_duplicates()
     graph.eliminate_zeros()
     _, part = pymetis.part_graph(
@@ -215,37 +214,46 @@ def even_parts(affinity: Affinity, part: np.ndarray, parts: int, size: int) -> n
 
 
 @njit(cache=True, nogil=True)
-def _even(graph: Affinity, part: np.ndarray, parts: int, size: int) -> np.ndarray:
-    """Returns the part of each row after the moves of `even_parts`."""
+def _take_loosest(graph: Affinity, part: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Returns the rows taken out of parts that are too large, loosest first; their part becomes -1."""
     m = len(part)
-    room, held = np.full(parts, size), np.zeros(m)
+    held = np.zeros(m)
     for i in range(m):
         room[part[i]] -= 1
         for e in range(graph.starts[i], graph.starts[i + 1]):
             if part[graph.ids[e]] == part[i]:
                 held[i] += graph.gives[e] + graph.takes[e]
-    loose = np.argsort(held, kind="mergesort")
-    moved = np.zeros(m, np.bool_)
-    for i in loose:
+    taken, count = np.empty(m, np.int64), 0
+    for i in np.argsort(held, kind="mergesort"):
         if room[part[i]] < 0:
             room[part[i]] += 1
-            part[i], moved[i] = -1, True
-    shared, first = np.zeros(parts), 0
-    for i in loose:
-        if not moved[i]:
-            continue
+            part[i], taken[count], count = -1, i, count + 1
+    return taken[:count]
+
+
+@njit(cache=True, nogil=True)
+def _find_room(graph: Affinity, part: np.ndarray, room: np.ndarray, shared: np.ndarray, i: int) -> int:
+    """Returns the part with room that a row shares most with, -1 for none; `shared` is all zero between calls."""
+    best = -1
+    for e in range(graph.starts[i], graph.starts[i + 1]):
+        p = part[graph.ids[e]]
+        if p >= 0 and room[p] > 0:
+            shared[p] += graph.gives[e] + graph.takes[e]
+            if best < 0 or shared[p] > shared[best]:
+                best = p
+    for e in range(graph.starts[i], graph.starts[i + 1]):
+        shared[part[graph.ids[e]]] = 0.0
+    return best
+
+
+@njit(cache=True, nogil=True)
+def _even(graph: Affinity, part: np.ndarray, parts: int, size: int) -> np.ndarray:
+    """Returns the part of each row after the moves of `even_parts`."""
+    room, shared, first = np.full(parts, size), np.zeros(parts), 0
+    for i in _take_loosest(graph, part, room):
         while room[first] == 0:
             first += 1
-        best = first
-        for e in range(graph.starts[i], graph.starts[i + 1]):
-            p = part[graph.ids[e]]
-            if p >= 0 and room[p] > 0:
-                shared[p] += graph.gives[e] + graph.takes[e]
-                if shared[p] > shared[best]:
-                    best = p
-        for e in range(graph.starts[i], graph.starts[i + 1]):
-            if part[graph.ids[e]] >= 0:
-                shared[part[graph.ids[e]]] = 0.0
-        part[i] = best
-        room[best] -= 1
+        best = _find_room(graph, part, room, shared, i)
+        part[i] = first if best < 0 else best
+        room[part[i]] -= 1
     return part

@@ -127,11 +127,13 @@ def _draw(state: np.ndarray, count: int) -> int:
     word ^= word >> np.uint64(7)
     word ^= word << np.uint64(17)
     state[0] = word
-    return np.int64((word >> np.uint64(11)) % np.uint64(count))
+    return np.int64((word >> np.uint64(11)) % np.uint64(count))  # type: ignore[return-value]
 
 
 @njit(cache=True, nogil=True)
-def _propose(graph: Affinity, seats: Seats, size: int, batches: np.ndarray, mine: np.ndarray, state: np.ndarray) -> tuple:  # type: ignore[type-arg]
+def _propose(
+    graph: Affinity, seats: Seats, size: int, batches: np.ndarray, mine: np.ndarray, state: np.ndarray
+) -> tuple:  # type: ignore[type-arg]
     """Returns a row, and a row to exchange it with from the batch of one of its neighbours; (-1, -1) for none."""
     i = seats.order[batches[_draw(state, len(batches))] * size + _draw(state, size)]
     degree = graph.starts[i + 1] - graph.starts[i]
@@ -154,7 +156,9 @@ def _propose(graph: Affinity, seats: Seats, size: int, batches: np.ndarray, mine
 
 
 @njit(cache=True, nogil=True)
-def _lift(graph: Affinity, part: np.ndarray, i: int, other: int, change: np.ndarray, touched: np.ndarray, noted: int) -> tuple:  # type: ignore[type-arg]
+def _lift(
+    graph: Affinity, part: np.ndarray, i: int, other: int, change: np.ndarray, touched: np.ndarray, noted: int
+) -> tuple:  # type: ignore[type-arg]
     """Notes how Z of others changes as i takes the place of `other`; returns Z of i there, costs, and the count noted."""
     source, target, m = part[i], part[other], len(part)
     first, second, costs = 1.0, 1.0, 0

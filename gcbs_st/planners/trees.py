@@ -48,7 +48,9 @@ def grow_trees(
         for _ in range(trees):
             seed, nodes = int(rng.integers(2**31)), [(0, len(points))]
             for _ in range(_SHARED_LEVELS):
-                cuts = [(low, low + (high - low) // size // 2 * size, high) for low, high in nodes if high - low > size]
+                cuts = [
+                    (low, low + (high - low) // size // 2 * size, high) for low, high in nodes if high - low > size
+                ]
                 list(pool.map(lambda cut, seed=seed: _split_node(points, rows, cut, settings, seed), cuts))  # type: ignore[misc]
                 nodes = [part for low, middle, high in cuts for part in ((low, middle), (middle, high))]
             list(pool.map(lambda node, seed=seed: _grow(points, rows, node, size, settings, seed), nodes))  # type: ignore[misc]
@@ -147,7 +149,7 @@ def _select(values: np.ndarray, rank: int) -> float:
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _find_direction(points: np.ndarray, half: int, settings: tuple, state: int) -> np.ndarray:  # type: ignore[type-arg]
+def _find_direction(points: np.ndarray, half: int, settings: tuple, state: np.uint64) -> np.ndarray:  # type: ignore[type-arg]
     """Returns the difference of the two balanced means after some sweeps over a sample of the points."""
     m, dims = points.shape
     size = min(m, settings[1])

@@ -1,0 +1,298 @@
+"""The ranking loss with in-batch negatives, without those that look like positives.
+
+In: the (b, d) embeddings of a batch's anchors, positives and, where given, negatives.
+Out: the host's loss, computed as if the masked negatives were not in the batch.
+Why: batches of close neighbours hold false negatives, and pushing those away hurts more than hard negatives help.
+
+The host's loss asks its `similarity_fct` for one block of scores after the other. The guard is a similarity
+function around the user's that answers -inf for a false negative, so that everything else stays the host's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers import util
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+# The order in which the host asks for the scores of the directions it was given, from 5.4 to 6.2.
+HOST_ORDER = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+
+CITATION = """
+@misc{moreira2024nvretriever,
+    title={NV-Retriever: Improving text embedding models with effective hard-negative mining},
+    author={Gabriel de Souza P. Moreira and Radek Osmulski and Mengyao Xu and Ronay Ak and Benedikt Schifferer and Even Oldridge},
+    year={2024},
+    eprint={2407.15831},
+    archivePrefix={arXiv},
+    primaryClass={cs.IR}
+}
+"""
+
+
+def false_negative_threshold(positive: Tensor, margin: float) -> Tensor:
+    """Returns the score above which a negative is taken for false, one for each row.
+
+    It is ``positive - (1 - margin) * |positive|``: `margin` times a positive score, and below a negative one by the
+    same share, where `margin` times it would lie above it.
+
+    Args:
+        positive: (b,) scores of the rows' own positives, before scaling.
+        margin: share of the positive's score, at least 0.
+
+    Returns:
+        (b,) without gradient; float32 at least, since half precision would round the margin away.
+
+    Example:
+        >>> false_negative_threshold(torch.tensor([0.8, 0.0, -0.8]), margin=0.75)
+        tensor([ 0.6000,  0.0000, -1.0000])
+    """
+    exact = positive.detach().to(torch.promote_types(positive.dtype, torch.float32))
+    return exact - (1 - margin) * exact.abs()
+
+
+class GuardedSimilarity(nn.Module):
+    """A similarity function that answers -inf for what it takes for a false negative.
+
+    Outside of `watch` it is the function that it was given. A module, so that weights of that function are trained.
+
+    Args:
+        similarity_fct: (rows, d) and (columns, d) to (rows, columns) scores.
+        margin: see `false_negative_threshold`; None or infinity for no guard.
+        guard_hard_negatives: whether the negatives given with a row may be masked for it.
+
+    Raises:
+        ValueError: `margin` below 0 or NaN.
+    """
+
+    def __init__(
+        self, similarity_fct: Callable[[Tensor, Tensor], Tensor], margin: float | None, guard_hard_negatives: bool
+    ) -> None:
+        super().__init__()
+        if margin is not None and not margin >= 0:
+            raise ValueError(f"margin: got {margin}, expected at least 0, or None for no guard.")
+        self.similarity_fct = similarity_fct
+        self.margin = margin
+        self.guard_hard_negatives = guard_hard_negatives
+        self._batch: _WatchedBatch | None = None
+        self.masked: Tensor | int = 0  # of the last batch; a tensor until somebody reads it
+        self.negatives = 0
+
+    @property
+    def __name__(self) -> str:
+        """The similarity function's name, which the host writes into the model card."""
+        named = getattr(util, "similarity_fct_name", lambda function: getattr(function, "__name__", str(function)))
+        return str(named(self.similarity_fct))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What was chosen, for the model card."""
+        return {"margin": self.margin, "guard_hard_negatives": self.guard_hard_negatives}
+
+    @contextmanager
+    def watch(self, directions: Sequence[str], columns: int, rows: int, gathered: bool) -> Iterator[None]:
+        """Masks the scores that are asked for inside this context; RuntimeError if they come in an unknown order.
+
+        Args:
+            directions: those of the loss.
+            columns: texts a row beside the query: its positive and its negatives.
+            rows: b, the rows of this process.
+            gathered: whether the other processes' rows are among the candidates.
+        """
+        self.masked = self.negatives = 0
+        if self.margin is None or math.isinf(self.margin):
+            yield
+            return
+        distributed = gathered and torch.distributed.is_available() and torch.distributed.is_initialized()
+        first = rows * torch.distributed.get_rank() if distributed else 0
+        self._batch = batch = _WatchedBatch(self.margin, self.guard_hard_negatives, directions, columns, first)
+        try:
+            yield
+        finally:
+            self._batch = None
+        batch.check(batch.position == first + rows and batch.calls % len(batch.directions) == 0)
+        self.masked, self.negatives = batch.masked, batch.negatives
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Returns the (rows, columns) scores of (rows, d) and (columns, d), inside of `watch` masked."""
+        scores = self.similarity_fct(left, right)
+        return scores if self._batch is None else self._batch.mask(left, right, scores)
+
+
+class _WatchedBatch:
+    """Follows the host through one batch: which scores it asks for, and where the rows' own texts are.
+
+    A block of rows (the batch, or a mini-batch of the cached loss) starts with its query_to_doc scores, which hold
+    the positives and so the thresholds.
+    """
+
+    def __init__(
+        self, margin: float, guard_hard_negatives: bool, directions: Sequence[str], columns: int, first: int
+    ) -> None:
+        self.margin = margin
+        self.guard_hard_negatives = guard_hard_negatives
+        self.directions = [direction for direction in HOST_ORDER if direction in directions]
+        self.columns = columns
+        self.position = first  # the next block's first row among the gathered rows
+        self.calls = 0
+        self.masked: Tensor | int = 0
+        self.negatives = 0
+        self.queries = self.documents = self.own = self.threshold = torch.empty(0)
+
+    def mask(self, left: Tensor, right: Tensor, scores: Tensor) -> Tensor:
+        """Returns the scores with -inf in the place of false negatives, in the orientation they came in."""
+        direction = self.directions[self.calls % len(self.directions)]
+        self.calls += 1
+        if direction == "query_to_doc":
+            self._open_block(left, right, scores)
+        elif direction != "doc_to_query":
+            self.check(left is (self.queries if direction == "query_to_query" else self.documents))
+        by_row = scores.T if direction.startswith("doc") else scores
+        # A row's own texts stand one gathered batch apart: its positive, its first negative, its second negative.
+        gathered = len(self.documents) // self.columns
+        texts = self.columns if direction.endswith("doc") else 1
+        self.check(by_row.shape == (len(self.own), gathered * texts))
+        spared = 1 if direction == "query_to_doc" and self.guard_hard_negatives else texts
+        false = by_row.detach() > self.threshold[:, None]
+        own = self.own[:, None] + gathered * torch.arange(spared, device=scores.device)
+        false.scatter_(1, own, False)
+        # Of a row's own texts only its explicit negatives compete with its positive, and only from the query.
+        self.negatives += by_row.numel() - len(self.own) * (self.columns if direction == "doc_to_doc" else 1)
+        self.masked = self.masked + false.sum()
+        # Not in place: the similarity function may need its result for the backward pass.
+        return scores.masked_fill(false.T if direction.startswith("doc") else false, -torch.inf)
+
+    def check(self, as_expected: bool) -> None:
+        """Raises if the host went another way than the one this guard follows, rather than mask at random."""
+        if not as_expected:
+            raise RuntimeError(
+                f"got scores of this installed sentence-transformers in an unknown order, expected {self.directions} "
+                "for each block of rows. Use margin=None, or sentence-transformers from 5.4 to 6.2."
+            )
+
+    def _open_block(self, queries: Tensor, documents: Tensor, scores: Tensor) -> None:
+        """Notes where the block's own positives are, and the thresholds that follow from them."""
+        self.queries, self.documents = queries, documents
+        rows = torch.arange(len(queries), device=scores.device)
+        self.own = rows + self.position
+        self.position += len(queries)
+        self.check(self.position * self.columns <= len(documents) and scores.shape == (len(rows), len(documents)))
+        self.threshold = false_negative_threshold(scores[rows, self.own], self.margin)
+
+
+class Guarded:
+    """What the guarded losses share: access to the guard that sits in the place of their similarity function."""
+
+    similarity_fct: Any
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; a similarity function goes into the guard, which stays in its place."""
+        if name == "similarity_fct" and not isinstance(value, GuardedSimilarity):
+            self.guard.similarity_fct = value
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def guard(self) -> GuardedSimilarity:
+        """The guard; the similarity function that was given is its `similarity_fct`."""
+        guard: GuardedSimilarity = self.similarity_fct
+        return guard
+
+    @property
+    def margin(self) -> float | None:
+        """Share of the positive's score above which a negative is masked; None for no guard."""
+        return self.guard.margin
+
+    @property
+    def last_masked(self) -> float:
+        """Share of the last batch's negatives that were masked, in [0, 1]; waits for the device."""
+        return float(self.guard.masked) / max(self.guard.negatives, 1)
+
+
+class GuardedMultipleNegativesRankingLoss(Guarded, MultipleNegativesRankingLoss):
+    """The host's MultipleNegativesRankingLoss without the in-batch negatives that score like a positive.
+
+    A candidate whose similarity to a row lies above ``positive - (1 - margin) * |positive|``, where ``positive`` is
+    the similarity of the row's own pair, is taken for a false negative and left out of that row's softmax. With a
+    positive score that is ``margin * positive``. The batch's own scores decide, without gradient: no guide model.
+    A row has one threshold, that of its own pair, for the candidates of all directions. Its own positive always
+    stays, so a row whose negatives are all masked adds 0 to the loss. Cost: two passes over the scores.
+
+    Args:
+        model: the model to train.
+        scale: what the similarities are multiplied with, 1 / temperature.
+        similarity_fct: the scores, on which the guard decides before `scale` and hardness weights.
+        margin: share of the positive's score, at least 0; None or infinity gives exactly the host's loss. With 1 all
+            that scores above the positive is masked, and above 1 only what does so by that share.
+        guard_hard_negatives: whether the negatives that are given with a row may be masked for that row. By default
+            they stay. For other rows they are in-batch negatives, always guarded.
+        **options: the host's: `gather_across_devices`, `directions`, `partition_mode`, `hardness_mode`,
+            `hardness_strength`. All work; those that the installed host lacks are refused by it.
+
+    Raises:
+        ValueError: `margin` below 0 or NaN, or an option that the host refuses.
+
+    References:
+        - Positive-aware mining: https://huggingface.co/papers/2407.15831
+        - The mask, from a surrogate model's scores: https://huggingface.co/papers/2410.02525
+
+    Inputs:
+        (anchor, positive) pairs, (anchor, positive, negative) triplets or n-tuples; no labels.
+
+    Recommendations:
+        - Start from a model that ranks better than chance. The guard cannot tell a false negative from a pair that
+          the model still ranks wrongly, and takes both out.
+        - Use it with batches of close neighbours. With random batches it may hurt.
+        - Watch `last_masked`, a share of the last batch's negatives (in MatryoshkaLoss: of the last dimensionality).
+
+    Relations:
+        - :class:`CachedGuardedMultipleNegativesRankingLoss` is equal to this loss in less memory.
+        - GISTEmbedLoss with ``margin_strategy="relative", margin=0.05`` applies the same rule to a guide's scores.
+
+    Example:
+        The second document is nearly the first: it is no negative of the first query, nor the first of the second.
+
+        >>> model = nn.Identity()  # a SentenceTransformer
+        >>> loss = GuardedMultipleNegativesRankingLoss(model, margin=0.95)
+        >>> queries = torch.eye(3)
+        >>> queries[1] = queries[0]
+        >>> documents = torch.tensor([[1.0, 0.2, 0.0], [1.0, 0.1, 0.0], [0.0, 0.0, 1.0]])
+        >>> value = loss.compute_loss_from_embeddings([queries, documents], None)
+        >>> round(loss.last_masked, 2), loss.get_config_dict()["margin"]
+        (0.33, 0.95)
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        scale: float = 20.0,
+        similarity_fct: Callable[[Tensor, Tensor], Tensor] = util.cos_sim,
+        *,
+        margin: float | None = 0.95,
+        guard_hard_negatives: bool = False,
+        **options: Any,
+    ) -> None:
+        guard = GuardedSimilarity(similarity_fct, margin, guard_hard_negatives)
+        super().__init__(model, scale=scale, similarity_fct=guard, **options)
+
+    def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Any) -> Tensor:
+        """Returns the mean loss of the batch, a scalar, from one (b, d) tensor a text column; labels are not used."""
+        with self.guard.watch(self.directions, len(embeddings) - 1, len(embeddings[0]), self.gather_across_devices):
+            return super().compute_loss_from_embeddings(embeddings, labels)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """Returns the options, for the model card."""
+        return {**super().get_config_dict(), **self.guard.options}
+
+    @property
+    def citation(self) -> str:
+        """The host's citation and that of the rule."""
+        return super().citation + CITATION

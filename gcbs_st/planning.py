@@ -1,0 +1,138 @@
+"""What a plan needs to know of the training set and the loss, and what is logged of it; no state, no trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+from gcbs_st.corpus import corpus_hash
+from gcbs_st.quality import SCALE, plan_quality
+
+# The quality that is logged with each plan is measured on about so many products of anchors and
+# positives: a fraction of a second on two cores, small beside the embedding of the rows.
+_MEASURED_PRODUCTS = 2**24
+
+
+def parts_of(train_dataset: Dataset | DatasetDict) -> dict[str, Dataset]:
+    """Returns the datasets by name, "" for the only one.
+
+    Args:
+        train_dataset: what the trainer trains on.
+
+    Returns:
+        One entry for each plan that is made.
+    """
+    return dict(train_dataset) if isinstance(train_dataset, Mapping) else {"": train_dataset}
+
+
+def take_groups(
+    train_dataset: Dataset | DatasetDict, column: str
+) -> tuple[Dataset | DatasetDict, dict[str, list[Any]]]:
+    """Returns the training set without its group column, which the host would embed as text, and the groups.
+
+    Args:
+        train_dataset: what the trainer was given.
+        column: whose equal values mark rows that must not share a batch.
+
+    Returns:
+        The training set without the column, and by name of the dataset the (n,) groups of its rows.
+
+    Raises:
+        ValueError: a dataset that has no such column.
+    """
+    parts = parts_of(train_dataset)
+    for name, part in parts.items():
+        if column not in part.column_names:
+            raise ValueError(
+                f"group_column: the training set {name} has the columns {part.column_names}, but no {column!r}."
+            )
+    without = {name: part.remove_columns(column) for name, part in parts.items()}
+    groups = {name: part[column] for name, part in parts.items()}
+    return DatasetDict(without) if isinstance(train_dataset, Mapping) else without[""], groups
+
+
+def fingerprint(train_dataset: Dataset | DatasetDict) -> str:
+    """Returns a text that another training set would not have.
+
+    Args:
+        train_dataset: what the trainer trains on.
+
+    Returns:
+        Hashes of the contents; of media, which have no plain content to hash, the history stands for it.
+    """
+    hashes = []
+    for part in parts_of(train_dataset).values():
+        try:
+            hashes.append(corpus_hash(part))
+        except TypeError:
+            hashes.append(str(part._fingerprint))
+    return "-".join(hashes)
+
+
+def loss_scale(loss: Any) -> float:
+    """Returns a loss's 1 / temperature, so that the logged gap is that of the loss in use.
+
+    Args:
+        loss: a loss module; wrapped ones (Matryoshka) are looked into.
+
+    Returns:
+        Its `scale`, or 1 / `temperature`, or 20 if it has neither.
+    """
+    while loss is not None:
+        if isinstance(scale := getattr(loss, "scale", None), (int, float)):
+            return float(scale)
+        if isinstance(temperature := getattr(loss, "temperature", None), (int, float)) and temperature > 0:
+            return 1.0 / float(temperature)
+        loss = getattr(loss, "loss", None)
+    return SCALE
+
+
+def plan_record(
+    anchors: np.ndarray, positives: np.ndarray, order: np.ndarray, batch_size: int, scale: float, *, repeats: bool
+) -> dict[str, float]:
+    """Returns what is logged of a plan's quality, measured on a sample of its batches.
+
+    Args:
+        anchors: (n, d) float32, unit rows.
+        positives: (n, d) float32, unit rows.
+        order: (m,) rows, blocks being batches.
+        batch_size: rows a batch.
+        scale: see `loss_scale`.
+        repeats: rows may recur in other batches.
+
+    Returns:
+        The fields of `gcbs_st.quality.PlanQuality` that tell something over the steps of a run.
+    """
+    sample_rows = max(4 * batch_size, _MEASURED_PRODUCTS // len(anchors))
+    quality = plan_quality(
+        anchors, positives, order, batch_size, scale=scale, sample_rows=sample_rows, repeats=repeats
+    )
+    return {
+        "gap": quality.gap,
+        "gap_bound": quality.gap_bound,
+        "closed": quality.closed or 0.0,
+        "tail_coverage": quality.tail_coverage,
+        "false_negatives": quality.false_negatives,
+    }
+
+
+def clusters_at(share: float, batch_size: int, clusters_at_end: int) -> int:
+    """Returns how many clusters make a batch at some point of a curriculum (NGAME, arXiv 2207.04452).
+
+    Args:
+        share: of the run that is behind, in [0, 1].
+        batch_size: rows a batch; so many clusters of one row, which is random batches, at the start.
+        clusters_at_end: in the last stage.
+
+    Returns:
+        `clusters_at_end` times a power of two; each stage lasts as long as every other.
+
+    Example:
+        >>> [clusters_at(share / 4, batch_size=8, clusters_at_end=1) for share in range(5)]
+        [8, 4, 2, 1, 1]
+    """
+    halvings = max(0, int(np.log2(batch_size / clusters_at_end)))
+    return clusters_at_end * 2 ** (halvings - min(halvings, int(share * (halvings + 1))))
