@@ -210,8 +210,8 @@ def weigh_neighbors(
         background: (m,) mean of exp(s_ij) over strangers, over exp(s_ii).
         batch_size: rows a batch.
         scale: 1 / temperature of the loss.
-        ceiling: neighbours whose cosine is above this times the own one weigh nothing and are marked in
-            `costs`; None for no such neighbours.
+        ceiling: neighbours whose cosine is above this times the own one are marked in `costs`; None for no
+            such neighbours. They keep their weight, because the loss will count them where they do meet.
 
     Returns:
         The graph, one direction of the loss.
@@ -221,7 +221,6 @@ def weigh_neighbors(
         barred[(ids >= 0) & (cosines > ceiling * own[:, None])] = 1
     weights = np.exp(np.minimum(scale * (cosines - own[:, None]), _MOST_NATS)) - background[:, None]
     weights /= (1.0 + (batch_size - 1) * background)[:, None]
-    weights[barred > 0] = 0
     weights = np.maximum(weights, 0).astype(np.float32)
     starts, joined, gives, takes, costs = _join(np.where((weights > 0) | (barred > 0), ids, -1), weights, barred)
     return Affinity(starts, starts[1:].copy(), joined, gives, takes, costs)

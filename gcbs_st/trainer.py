@@ -324,9 +324,11 @@ class GCBSTrainer(SentenceTransformerTrainer):
         rng = sampler.rng(_PLAN, sampler.plan_count, index)
         if isinstance(self.planner, RandomPlanner) and type(self).plan_batches is GCBSTrainer.plan_batches:
             return self._separated(rng.permutation(rows), sampler)  # needs no embeddings, and costs nothing
+        planner: Any = self.planner
+        if hasattr(planner, "epoch"):
+            planner.epoch = sampler.epoch  # some methods change over the epochs, which a planner does not know
         if self.args.cluster_schedule == "curriculum":
             done = self.state.global_step / max(1, self.state.max_steps)
-            planner: Any = self.planner
             planner.clusters_per_batch = clusters_at(done, sampler.batch_size, self._clusters_at_end)
         began = time.perf_counter()
         dataset = parts_of(self.train_dataset)[name]

@@ -7,6 +7,7 @@ Goes in: a YAML file. Comes out: a folder a run, a table on stdout, and JSON whe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 import time
@@ -54,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         config = load_config(arguments.config, arguments.set)
-        records = run_experiment(config, resume=arguments.resume)
+        # What the host prints while it trains must not get between the caller and the table.
+        with contextlib.redirect_stdout(sys.stderr):
+            records = run_experiment(config, resume=arguments.resume)
         if arguments.json:
             write_json(Path(arguments.json), records)
     except (ValueError, TypeError, OSError) as error:

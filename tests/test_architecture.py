@@ -27,6 +27,7 @@ ROOMS = [
         "embeddings",
         "files",
         "report",
+        "pictures",
         "losses",
         "graph",
     },

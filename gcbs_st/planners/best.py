@@ -19,7 +19,7 @@ _MOVES = 80.0
 _PROBES = 24
 # From this effort on METIS gives the start. It is nearer to the end, where a cooler beginning keeps what it found.
 _METIS_EFFORT = 2.0
-_HEAT, _METIS_HEAT = (0.5, 0.1), (0.3, 0.1)
+_HEAT, _METIS_HEAT = (0.25, 0.05), (0.15, 0.05)
 
 
 class BestPlanner:

@@ -47,7 +47,7 @@ def anneal_swaps(
     batch_size: int,
     *,
     moves: float,
-    heat: tuple[float, float] = (0.5, 0.1),
+    heat: tuple[float, float] = (0.25, 0.05),
     penalty: float = 0.0,
     seed: int = 0,
     threads: int = 0,
@@ -64,20 +64,23 @@ def anneal_swaps(
         order: (m,) rows, blocks of `batch_size` being batches.
         batch_size: rows a batch, of which m is a multiple.
         moves: swaps tried a row.
-        heat: temperature of the first and of the last round, in nats of the objective.
+        heat: temperature of the first and of the last round, in shares of the mean log Z that `order` has. What a swap
+            can gain differs by orders of magnitude between models, and a heat in nats would melt some plans.
         penalty: nats that each ordered pair of `affinity.costs` within a batch takes from the objective.
         seed: of the moves.
         threads: at work at once, 0 for one a core. The result does not depend on it.
 
     Returns:
-        The (m,) int64 order, and sum_i log Z_i (over both directions where the graph has them) less the penalties.
+        The (m,) int64 order, and sum_i log Z_i (over both directions where the graph has them) less the penalties;
+        the order as it was given where that is better.
     """
     seats = take_seats(affinity, order, batch_size)
     m, rng = len(order), np.random.default_rng(seed)
+    mean, before = float(np.log(seats.z).mean()), measure_objective(affinity, seats, penalty)
     groups = GROUPS if m // batch_size >= 8 * GROUPS else 1
     with ThreadPoolExecutor(count_threads(threads)) as pool:
         for step in range(_ROUNDS):
-            warmth = heat[0] * (heat[1] / heat[0]) ** (step / (_ROUNDS - 1))
+            warmth = max(1e-9, mean * heat[0] * (heat[1] / heat[0]) ** (step / (_ROUNDS - 1)))
             dealt = [np.sort(group) for group in np.array_split(rng.permutation(m // batch_size), groups)]
             seeds = rng.integers(1, 2**62, size=groups)
             tasks = [
@@ -85,9 +88,24 @@ def anneal_swaps(
                 for batches, drawn in zip(dealt, seeds, strict=True)
             ]
             list(pool.map(lambda task: _swap_rows(affinity, seats, batch_size, penalty, *task), tasks))
-    # Each ordered pair of a cost is counted from both of its rows.
+    after = measure_objective(affinity, seats, penalty)
+    return (seats.order.astype(np.int64), after) if after >= before else (order.astype(np.int64), before)
+
+
+def measure_objective(affinity: Affinity, seats: Seats, penalty: float) -> float:
+    """Returns sum_i log Z_i less the penalties, from Z as the seats have it.
+
+    Args:
+        affinity: of m rows.
+        seats: the plan.
+        penalty: nats that each ordered pair of `affinity.costs` within a batch takes from it.
+
+    Returns:
+        The objective, nats.
+    """
     together = np.repeat(seats.part, np.diff(affinity.starts)) == seats.part[affinity.ids]
-    return seats.order.astype(np.int64), float(np.log(seats.z).sum() - penalty * affinity.costs[together].sum() / 2)
+    # Each ordered pair of a cost stands with both of its rows.
+    return float(np.log(seats.z).sum() - penalty * affinity.costs[together].sum() / 2)
 
 
 def take_seats(affinity: Affinity, order: np.ndarray, batch_size: int) -> Seats:
