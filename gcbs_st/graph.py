@@ -156,14 +156,17 @@ def measure_background(
     """
     m = len(order)
     own, mean = np.empty(m, np.float32), np.empty(m, np.float32)
-    others = positives[order[rng.choice(m, min(m, _BACKGROUND_ROWS), replace=False)]].astype(np.float32)
+    drawn = rng.choice(m, min(m, _BACKGROUND_ROWS), replace=False)
+    others = positives[order[drawn]].astype(np.float32)
     with threadpool_limits(1, "blas"):
         for start in range(0, m, _CHUNK_ROWS):
             span = slice(start, start + _CHUNK_ROWS)
             left = anchors[order[span]].astype(np.float32)
             own[span] = np.einsum("ij,ij->i", left, positives[order[span]].astype(np.float32))
             scores = left @ others.T
-            strange = scores < cosines[span, -1:]
+            # Less a rounding error, or the last neighbour would at times count as a stranger.
+            strange = scores < cosines[span, -1:] - 1e-6
+            strange &= drawn != np.arange(start, start + len(left))[:, None]
             excess = np.exp(np.minimum(scale * (scores - own[span, None]), _MOST_NATS)) * strange
             mean[span] = excess.sum(axis=1) / np.maximum(strange.sum(axis=1), 1)
     return own, mean

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             records = run_experiment(config, resume=arguments.resume)
         if arguments.json:
             write_json(Path(arguments.json), records)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         if arguments.verbose:
             raise
         print(f"train_sts.py: {error}", file=sys.stderr)

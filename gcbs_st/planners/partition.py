@@ -27,9 +27,9 @@ from gcbs_st.planners.trees import DIMS, grow_trees, project_pairs
 # Cells that each cell looks into.
 _PROBES = 32
 # Nats that an ordered pair above the ceiling costs, and swaps tried a row to part such pairs.
-CEILING_PENALTY = 1.0
-_CEILING_MOVES = 20.0
-_CEILING_HEAT = (0.1, 0.05)
+CEILING_PENALTY = 0.32
+_CEILING_MOVES = 40.0
+_CEILING_HEAT = (0.05, 0.01)
 
 
 class PartitionPlanner:
@@ -80,7 +80,8 @@ class PartitionPlanner:
         Raises:
             ValueError: an option out of its range.
         """
-        check_least(1, neighbors=neighbors, clusters_per_batch=clusters_per_batch, keep=keep or 1)
+        check_least(1, neighbors=neighbors, clusters_per_batch=clusters_per_batch)
+        check_least(1, keep=1 if keep is None else keep)
         check_least(0, drop_top=drop_top, threads=threads)
         if drop_top >= neighbors:
             raise ValueError(

@@ -47,7 +47,7 @@ def anneal_swaps(
     batch_size: int,
     *,
     moves: float,
-    heat: tuple[float, float] = (0.25, 0.05),
+    heat: tuple[float, float] = (0.32, 0.065),
     penalty: float = 0.0,
     seed: int = 0,
     threads: int = 0,
@@ -76,7 +76,7 @@ def anneal_swaps(
     """
     seats = take_seats(affinity, order, batch_size)
     m, rng = len(order), np.random.default_rng(seed)
-    mean, before = float(np.log(seats.z).mean()), measure_objective(affinity, seats, penalty)
+    mean, before = float(np.log(seats.z).sum()) / m, measure_objective(affinity, seats, penalty)
     groups = GROUPS if m // batch_size >= 8 * GROUPS else 1
     with ThreadPoolExecutor(count_threads(threads)) as pool:
         for step in range(_ROUNDS):
