@@ -229,28 +229,6 @@ def weigh_neighbors(
     return Affinity(starts, starts[1:].copy(), joined, gives, takes, costs)
 
 
-def stack_directions(first: Affinity, second: Affinity) -> Affinity:
-    """Returns one graph about both directions of the loss.
-
-    Args:
-        first: of the anchors against the positives.
-        second: of the positives against the anchors, for the same m rows.
-
-    Returns:
-        The graph; a row that touches another in both has two entries for it.
-    """
-    starts = first.starts + second.starts
-    middles = starts[:-1] + np.diff(first.starts)
-    of_first = np.arange(len(first.ids)) + np.repeat(second.starts[:-1], np.diff(first.starts))
-    of_second = np.arange(len(second.ids)) + np.repeat(first.starts[1:], np.diff(second.starts))
-    stacked = []
-    for one, other in zip(first[2:], second[2:], strict=True):
-        both = np.empty(len(one) + len(other), one.dtype)
-        both[of_first], both[of_second] = one, other
-        stacked.append(both)
-    return Affinity(starts, middles, *stacked)
-
-
 def count_threads(threads: int) -> int:
     """Returns how many threads to start: the number asked for, or one for each core that the process may use."""
     return threads or len(os.sched_getaffinity(0))

@@ -6,9 +6,11 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402 - the backend is chosen first: there may be no screen
@@ -48,7 +50,7 @@ def draw_similarity(
     figure, axes = pyplot.subplots(
         lines, columns, figsize=(5.2 * columns, 5.2 * lines), squeeze=False, layout="constrained"
     )
-    image = None
+    image: Any = None
     for panel, (title, order) in zip(axes.flat, orders.items(), strict=False):
         blocks = np.asarray(order)[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
         rows = blocks[np.linspace(0, len(blocks) - 1, min(batches, len(blocks))).astype(int)].ravel()
@@ -68,7 +70,7 @@ def draw_similarity(
     save_figure(figure, Path(file))
 
 
-def save_figure(figure: pyplot.Figure, file: Path) -> None:
+def save_figure(figure: Figure, file: Path) -> None:
     """Writes a figure as PNG under a temporary name, renames it, and closes the figure.
 
     Args:

@@ -36,34 +36,34 @@ def pairs(tmp_path: Path) -> list[str]:
     return files
 
 
-def test_the_command_writes_both_reports(pairs, tmp_path):
+def test_both_reports_are_written(script, pairs, tmp_path, monkeypatch, capsys):
     """Planners and baselines at two numbers of rows give a record each, and a line of the table."""
-    command = [sys.executable, SCRIPT, "--anchors", pairs[0], "--positives", pairs[1], "--planner", "random"]
-    command += [
-        "--planner",
-        "gcbs,quantile=0.9",
-        "--rows",
-        "200",
-        "--rows",
-        "400",
-        "--batch-size",
-        "10",
-        "--runs",
-        "1",
-    ]
-    command += ["--json", tmp_path / "r.json", "--markdown", tmp_path / "r.md"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert 0 == done.returncode, done.stderr
+    # A process a measurement takes seconds to import the host; the next test does it once.
+    monkeypatch.setattr(script, "measure", script.run_job)
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    command = ["--anchors", pairs[0], "--positives", pairs[1], "--planner", "random", "--planner", "gcbs,quantile=0.9"]
+    command += ["--rows", "200", "--rows", "400", "--batch-size", "10", "--runs", "2"]
+    command += ["--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md")]
+    assert 0 == script.main(command)
     report = json.loads((tmp_path / "r.json").read_text())
     methods = ["reference", "mine_hard_negatives", "random", "gcbs,quantile=0.9"]
     assert methods * 2 == [result["method"] for result in report["results"]]
     assert [200] * 4 + [400] * 4 == [result["n"] for result in report["results"]]
-    assert all(result["seconds"] > 0 and result["peak_bytes"] > 2**20 for result in report["results"])
+    assert all(result["seconds"] > 0 and 2 == len(result["every_run"]) for result in report["results"])
     assert [1.0, 1.0] == [r["times_reference"] for r in report["results"] if r["method"] == "reference"]
     assert {"machine", "versions", "commit", "seed", "runs", "results", "exponents"} <= set(report)
     assert set(methods) == set(report["exponents"])
-    assert done.stdout == (tmp_path / "r.md").read_text()
-    assert all(method in done.stdout for method in methods)
+    table = (tmp_path / "r.md").read_text()
+    assert table == capsys.readouterr().out[-len(table) :]
+    assert all(method in table for method in methods)
+
+
+def test_a_measurement_has_a_process_of_its_own(script, pairs):
+    """One job comes back with its seconds, its peak memory and the quality of its plan."""
+    job = {"method": "random", "files": pairs, "batch_size": 10, "seed": 0, "reference": None, "sample_rows": 100}
+    found = script.measure(job)
+    assert {"seconds", "compile_seconds", "peak_bytes", "closed", "tail_coverage", "false_negatives"} == set(found)
+    assert 2**20 < found["peak_bytes"]
 
 
 def test_a_users_mistake_is_explained(pairs):

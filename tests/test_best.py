@@ -10,6 +10,7 @@ from oracles import plan_quality
 
 from gcbs_st import graph
 from gcbs_st.planners import BestPlanner, BisectPlanner, PartitionPlanner, swaps
+from gcbs_st.planners.best import stack_directions
 
 
 def unit_rows(n: int, d: int = 16, seed: int = 0) -> np.ndarray:
@@ -36,7 +37,7 @@ def make_graph(anchors, positives, k: int, b: int, *, ceiling=None, both: bool =
         rng = np.random.default_rng(0)
         own, background = graph.measure_background(queries, keys, order, cosines, scale=scale, rng=rng)
         found.append(graph.weigh_neighbors(ids, cosines, own, background, batch_size=b, scale=scale, ceiling=ceiling))
-    return graph.stack_directions(*found) if both else found[0]
+    return stack_directions(*found) if both else found[0]
 
 
 def objective(affinity: graph.Affinity, part: np.ndarray, penalty: float) -> float:
@@ -139,11 +140,15 @@ def test_best_closes_no_less_than_bisection(effort, noise):
 
 def test_ceiling_parts_false_negatives():
     """With a ceiling fewer negatives score above the own positive, and the plan stays much harder than a random one."""
-    anchors, positives = topical_pairs(600, noise=1.0)
+    anchors, positives = topical_pairs(600)
     for planner in (BestPlanner, PartitionPlanner):
         found = [
             plan_quality(
-                anchors, positives, planner(ceiling=c).plan(anchors, positives, 10, np.random.default_rng(0)), 10, 20.0
+                anchors,
+                positives,
+                planner(ceiling=c, neighbors=150).plan(anchors, positives, 10, np.random.default_rng(0)),
+                10,
+                20.0,
             )
             for c in (None, 1.0)
         ]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gcbs_st import graph
+from gcbs_st.planners.best import stack_directions
 
 
 def unit_rows(n: int, d: int = 16, seed: int = 0) -> np.ndarray:
@@ -120,7 +121,7 @@ def test_two_directions_stand_side_by_side():
         ids = graph.find_exactly(unit_rows(20, seed=seed), unit_rows(20, seed=5), np.arange(20), 3)
         own = np.zeros(20, np.float32)
         graphs.append(graph.weigh_neighbors(*ids, own, own, batch_size=4, scale=1.0))
-    both = graph.stack_directions(*graphs)
+    both = stack_directions(*graphs)
     for i in range(20):
         parts = [g.gives[g.starts[i] : g.starts[i + 1]].tolist() for g in graphs]
         assert parts[0] == both.gives[both.starts[i] : both.middles[i]].tolist()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gcbs_st.graph import Affinity, find_in_cells, measure_background, stack_directions, weigh_neighbors
+from gcbs_st.graph import Affinity, find_in_cells, measure_background, weigh_neighbors
 from gcbs_st.planners.base import check_pairs
 from gcbs_st.planners.bisect import check_least, cluster_rows, draw_rest, finish_order
 from gcbs_st.planners.partition import CEILING_PENALTY, check_positive, cut_evenly
@@ -15,10 +15,10 @@ from gcbs_st.planners.swaps import anneal_swaps
 from gcbs_st.planners.trees import DIMS, grow_trees, project_pairs
 
 # Swaps tried a row and cells searched, at effort 1.
-_MOVES = 80.0
+_MOVES = 50.0
 _PROBES = 24
 # With a ceiling there are two aims to balance, which takes longer.
-_CEILING_EFFORT = 2.0
+_CEILING_EFFORT = 3.0
 # From this effort on METIS gives the start. It is nearer to the end, where a cooler beginning keeps what it found.
 _METIS_EFFORT = 2.0
 _HEAT, _METIS_HEAT, _CEILING_HEAT = (0.32, 0.065), (0.14, 0.046), (0.1, 0.01)
@@ -58,7 +58,7 @@ class BestPlanner:
         """Takes what to climb and how long.
 
         Args:
-            effort: time to spend; 1 is 80 swaps a row in about half of GCBS's time, 4 closes a little more.
+            effort: time to spend; 1 is 50 swaps a row in about half of GCBS's time, 4 closes a little more.
                 From 2 on, and with a ceiling, METIS gives the start.
             neighbors: k, a row.
             scale: 1 / temperature of the loss.
@@ -66,6 +66,7 @@ class BestPlanner:
                 to count that of positives against anchors as much.
             ceiling: rows whose cosine with an anchor is above this times that of its own positive are kept out
                 of its batch where possible; 1.0 means every row above the positive, None no row.
+                Only rows among the `neighbors` are seen, so raise those where many are above it.
             clusters_per_batch: random clusters of B / clusters_per_batch rows that make a batch; 1 is hardest.
             threads: at work at once, 0 for one a core. The order does not depend on it.
 
@@ -130,18 +131,40 @@ class BestPlanner:
 
     def _refine(self, affinity: Affinity, size: int, rng: np.random.Generator) -> np.ndarray:
         """The places of the rows after the swaps."""
-        places, heat = np.arange(len(affinity.starts) - 1), _HEAT
+        places, heat, penalty = np.arange(len(affinity.starts) - 1), _HEAT, 0.0
         if self.effort >= _METIS_EFFORT or self.ceiling is not None:
             places, heat = cut_evenly(affinity, size, int(rng.integers(2**31))), _METIS_HEAT
         if self.ceiling is not None:
-            heat = _CEILING_HEAT
+            heat, penalty = _CEILING_HEAT, CEILING_PENALTY
         return anneal_swaps(
             affinity,
             places,
             size,
             moves=_MOVES * self.effort * (1 if self.ceiling is None else _CEILING_EFFORT),
             heat=heat,
-            penalty=CEILING_PENALTY if self.ceiling is not None else 0.0,
+            penalty=penalty,
             seed=int(rng.integers(2**31)),
             threads=self.threads,
         )[0]
+
+
+def stack_directions(first: Affinity, second: Affinity) -> Affinity:
+    """Returns one graph about both directions of the loss.
+
+    Args:
+        first: of the anchors against the positives.
+        second: of the positives against the anchors, for the same m rows.
+
+    Returns:
+        The graph; a row that touches another in both has two entries for it.
+    """
+    starts = first.starts + second.starts
+    middles = starts[:-1] + np.diff(first.starts)
+    of_first = np.arange(len(first.ids)) + np.repeat(second.starts[:-1], np.diff(first.starts))
+    of_second = np.arange(len(second.ids)) + np.repeat(first.starts[1:], np.diff(second.starts))
+    stacked = []
+    for one, other in zip(first[2:], second[2:], strict=True):
+        both = np.empty(len(one) + len(other), one.dtype)
+        both[of_first], both[of_second] = one, other
+        stacked.append(both)
+    return Affinity(starts, middles, *stacked)

@@ -137,7 +137,7 @@ def _sum_within(graph: Affinity, part: np.ndarray) -> np.ndarray:
     return z
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _draw(state: np.ndarray, count: int) -> int:
     """Returns a number in 0..count - 1 and moves the state on (64-bit xorshift)."""
     word = state[0]
@@ -145,10 +145,11 @@ def _draw(state: np.ndarray, count: int) -> int:
     word ^= word >> np.uint64(7)
     word ^= word << np.uint64(17)
     state[0] = word
-    return np.int64((word >> np.uint64(11)) % np.uint64(count))  # type: ignore[return-value]
+    # The upper half times count, and its upper half: a remainder would cost a division.
+    return np.int64(((word >> np.uint64(32)) * np.uint64(count)) >> np.uint64(32))  # type: ignore[return-value]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _propose(
     graph: Affinity, seats: Seats, size: int, batches: np.ndarray, mine: np.ndarray, state: np.ndarray
 ) -> tuple:  # type: ignore[type-arg]
@@ -173,37 +174,40 @@ def _propose(
     return i, k
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _lift(
     graph: Affinity, part: np.ndarray, i: int, other: int, change: np.ndarray, touched: np.ndarray, noted: int
 ) -> tuple:  # type: ignore[type-arg]
     """Notes how Z of others changes as i takes the place of `other`; returns Z of i there, costs, and the count noted."""
     source, target, m = part[i], part[other], len(part)
     first, second, costs = 1.0, 1.0, 0
+    middle = graph.middles[i]
     for e in range(graph.starts[i], graph.starts[i + 1]):
         c = graph.ids[e]
         batch = part[c]
-        if c == other or (batch != target and batch != source):
+        if (batch != target and batch != source) or c == other:
             continue
-        sign, forward = (1.0 if batch == target else -1.0), e < graph.middles[i]
-        costs += graph.costs[e] if batch == target else -graph.costs[e]
-        if batch == target:
-            if forward:
+        slot, takes = (c if e < middle else c + m), graph.takes[e]
+        if batch == source:
+            costs -= graph.costs[e]
+            takes = -takes
+        else:
+            costs += graph.costs[e]
+            if e < middle:
                 first += graph.gives[e]
             else:
                 second += graph.gives[e]
         # A row that takes nothing must stay out of the list, or the other lift would note it twice.
-        if graph.takes[e] == 0.0:
+        if takes == 0.0:
             continue
-        slot = c if forward else c + m
         if change[slot] == 0.0:
             touched[noted] = slot
             noted += 1
-        change[slot] += sign * graph.takes[e]
+        change[slot] += takes
     return first, second, costs, noted
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _try_swap(
     graph: Affinity, seats: Seats, i: int, k: int, change: np.ndarray, touched: np.ndarray, penalty: float
 ) -> tuple:  # type: ignore[type-arg]
@@ -213,8 +217,7 @@ def _try_swap(
     k_first, k_second, more, noted = _lift(graph, seats.part, k, i, change, touched, noted)
     gain = -penalty * (costs + more)
     # Products in place of logarithms: one for all rows that a swap touches.
-    above, below = i_first * k_first, z[i] * z[k]
-    gain += math.log(i_second * k_second / (z[i + m] * z[k + m]))
+    above, below = i_first * k_first * i_second * k_second, z[i] * z[k] * z[i + m] * z[k + m]
     for t in range(noted):
         slot = touched[t]
         above *= max(z[slot] + change[slot], 1.0)
@@ -225,7 +228,7 @@ def _try_swap(
     return gain + math.log(above / below), (i_first, i_second, k_first, k_second), noted
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _exchange(seats: Seats, i: int, k: int, lifted: tuple) -> None:  # type: ignore[type-arg]
     """Lets i and k change places and notes their new Z."""
     order, place, part, z = seats.order, seats.place, seats.part, seats.z
@@ -256,7 +259,7 @@ def _swap_rows(
             continue
         tried += 1
         gain, lifted, noted = _try_swap(graph, seats, i, k, change, touched, penalty)
-        taken = gain >= 0 or _draw(state, 1 << 53) / 9007199254740992.0 < math.exp(gain / heat)
+        taken = gain >= 0 or _draw(state, 1 << 31) / 2147483648.0 < math.exp(gain / heat)
         for t in range(noted):
             slot = touched[t]
             if taken:
