@@ -192,8 +192,8 @@ def run(
 def few_threads(model: SentenceTransformer) -> Iterator[None]:
     """Trains static models on one torch thread: their steps are too small to be shared out.
 
-    Two threads take about 1.5 times as long as one, and on a busy machine, where they wait for each other,
-    twenty times. Tokenizers, planners and NumPy keep their threads.
+    Two threads that wait for each other made 2 steps a second on a busy machine of two cores where one made
+    17, and no more than one on a quiet machine. Tokenizers, planners and NumPy keep their threads.
 
     Args:
         model: what is trained meanwhile; other models than static ones keep torch's threads too.

@@ -96,7 +96,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("given, checkpoints", CASES.values(), ids=CASES)
+# What differs least from the others runs on demand.
+SLOW_CASES = {"persistent workers", "warm-up", "user's order of batches"}
+
+
+@pytest.mark.parametrize(
+    "given, checkpoints",
+    [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name in SLOW_CASES)) for name, case in CASES.items()],
+)
 def test_every_checkpoint_resumes_bitwise(tmp_path, bert_folder, pairs, given, checkpoints):
     """Before, at and after a plan in mid-epoch, and at the epoch's end: the same batches and weights, dropout on."""
     rows = pairs.select(range(53))  # 6 batches and 5 rows more
