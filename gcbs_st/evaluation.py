@@ -23,6 +23,7 @@ from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import SentenceEvaluator
 
+from gcbs_st.embeddings import evaluation_mode
 from gcbs_st.sts_data import StsTask
 
 # Cosines of one collapsed embedding still differ in the last bits of float32, and their ranks would look like a score.
@@ -153,16 +154,13 @@ def _encode_distinct(
 @contextmanager
 def preserved_state(model: SentenceTransformer) -> Iterator[None]:
     """Restore, on leaving, each module's training mode and Python's, NumPy's and torch's global random numbers."""
-    modes = [(module, module.training) for module in model.modules()]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - restored, not drawn from
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with evaluation_mode(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
-        for module, mode in modes:
-            module.training = mode
 
 
 class StsEvaluator(SentenceEvaluator):
