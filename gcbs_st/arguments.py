@@ -12,6 +12,13 @@ from sentence_transformers.base.sampler import BatchSamplers
 
 from gcbs_st.planners import Planner, make_planner
 
+_CHOICES = {
+    "embedding_source": ("encode", "harvest"),
+    "first_plan": ("random", "encode", "word_vectors"),
+    "embedding_dtype": ("float32", "float16"),
+    "embedding_storage": ("memory", "disk"),
+    "cluster_schedule": ("constant", "curriculum"),
+}
 _NO_DUPLICATES = ("NO_DUPLICATES", "NO_DUPLICATES_HASHED")
 
 
@@ -30,6 +37,17 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
         planner_warmup_steps: optimizer steps with random batches before the first plan.
         embedding_batch_size: texts a forward pass when the rows are embedded; None for
             `per_device_eval_batch_size`.
+        embedding_source: "encode": the rows to be planned are embedded before each plan, at about a third of an
+            epoch's time. "harvest": embeddings are taken from the training passes, next to free but up to an
+            epoch old; a row never seen yet keeps its place.
+        first_plan: what plans while no row was harvested yet. "random": nothing, batches stay random; "encode":
+            one encoding pass, as of rows never seen later; "word_vectors": averages of the model's input vectors.
+        embedding_max_age: encode harvested rows that are older than so many optimizer steps, and rows that were
+            never seen, at every plan but the first. None for no row.
+        embedding_budget: encode so many such rows a plan at most, the oldest first. None for all of them.
+        embedding_dtype: of harvested rows, "float32" or "float16".
+        embedding_storage: harvested rows are kept in "memory", or on "disk" in `output_dir`. Several processes
+            on one node share files in any case.
         group_column: a column whose equal values mark rows that must not share a batch, since they are
             positives of each other (two captions of one photo). It is not trained on. None for no such column.
         cluster_schedule: "constant", or "curriculum": the planner's clusters a batch start at the batch size,
@@ -62,6 +80,22 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
     embedding_batch_size: Union[int, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
         default=None,
         metadata={"help": "Texts a forward pass when rows are embedded; default: the evaluation batch size."},
+    )
+    embedding_source: str = field(
+        default="encode", metadata={"help": "encode the rows before each plan, or harvest them from training passes."}
+    )
+    first_plan: str = field(
+        default="random", metadata={"help": "What plans before any row was harvested: encode, random, word_vectors."}
+    )
+    embedding_max_age: Union[int, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
+        default=None, metadata={"help": "Encode harvested rows that are older than so many steps; default: none."}
+    )
+    embedding_budget: Union[int, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
+        default=None, metadata={"help": "Encode at most so many old rows a plan, the oldest first; default: all."}
+    )
+    embedding_dtype: str = field(default="float32", metadata={"help": "Of harvested rows: float32 or float16."})
+    embedding_storage: str = field(
+        default="memory", metadata={"help": "Where harvested rows are kept: memory, or disk (in output_dir)."}
     )
     group_column: Union[str, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
         default=None, metadata={"help": "Column whose equal values mark rows that must not share a batch."}
@@ -100,6 +134,7 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
             raise ValueError(f"planner_warmup_steps: got {self.planner_warmup_steps}, expected 0 or more steps.")
         if self.embedding_batch_size is not None and self.embedding_batch_size < 1:
             raise ValueError(f"embedding_batch_size: got {self.embedding_batch_size}, expected at least 1, or None.")
+        self._check_embedding()
         if not isinstance(self.planner_options, (dict, type(None))):
             raise ValueError(f"planner_options: got {self.planner_options!r}, expected a mapping of option to value.")
         name = getattr(self.batch_sampler, "name", None)
@@ -114,12 +149,24 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
                 f"planner: {self.planner!r} with overlapping batches does not go with no_duplicates or group_column; set "
                 "exact_cover."
             )
-        if self.cluster_schedule not in ("constant", "curriculum"):
-            raise ValueError(f"cluster_schedule: got {self.cluster_schedule!r}, expected constant or curriculum.")
         if self.cluster_schedule == "curriculum" and not hasattr(planner, "clusters_per_batch"):
             raise ValueError(
                 f"cluster_schedule: curriculum needs a planner that composes batches of clusters, but {self.planner!r} "
                 "has no clusters_per_batch. Use best, partition or bisect."
+            )
+
+    def _check_embedding(self) -> None:
+        for field_name, choices in _CHOICES.items():
+            if getattr(self, field_name) not in choices:
+                raise ValueError(f"{field_name}: got {getattr(self, field_name)!r}, expected {' or '.join(choices)}.")
+        for name, least in (("embedding_max_age", 0), ("embedding_budget", 1)):
+            value: int | None = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}: got {value}, expected at least {least}, or None.")
+        if self.embedding_budget is not None and self.embedding_max_age is None:
+            raise ValueError(
+                f"embedding_budget: got {self.embedding_budget} without embedding_max_age, which says what rows are "
+                "old enough to be encoded."
             )
 
     def make_planner(self) -> Planner:

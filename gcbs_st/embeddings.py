@@ -117,7 +117,7 @@ def encode_rows(
     Raises:
         ValueError: an embedding that is not finite or is all zeros; the message shows its text.
     """
-    texts = _read(dataset, rows, [column.name for column in columns])
+    texts = read_columns(dataset, rows, [column.name for column in columns])
     arrays: list[np.ndarray | None] = [None] * len(columns)
     with evaluation_mode(model):
         for prompt, task in dict.fromkeys((column.prompt, column.task) for column in columns):
@@ -131,8 +131,17 @@ def encode_rows(
     return [array for array in arrays if array is not None]
 
 
-def _read(dataset: Dataset, rows: np.ndarray, names: Sequence[str]) -> list[list[Any]]:
-    """The values of some columns. Rows are read whole, so that a transform of the user's sees all of them."""
+def read_columns(dataset: Dataset, rows: np.ndarray, names: Sequence[str]) -> list[list[Any]]:
+    """Returns the values of some columns. Rows are read whole, so that a transform of the user's sees all of them.
+
+    Args:
+        dataset: the rows.
+        rows: (m,) row ids.
+        names: of the columns.
+
+    Returns:
+        A list of m values a column.
+    """
     values: list[list[Any]] = [[] for _ in names]
     for start in range(0, len(rows), _READ_ROWS):
         block = dataset[rows[start : start + _READ_ROWS]]

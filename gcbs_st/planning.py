@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from gcbs_st.arguments import GCBSTrainingArguments
 from gcbs_st.corpus import corpus_hash
 from gcbs_st.quality import SCALE, plan_quality
+from gcbs_st.sources import EMBEDDINGS_FOLDER, SourceOptions
 
 # The quality that is logged with each plan is measured on about so many products of anchors and
 # positives: a fraction of a second on two cores, small beside the embedding of the rows.
@@ -70,6 +73,30 @@ def fingerprint(train_dataset: Dataset | DatasetDict) -> str:
         except TypeError:
             hashes.append(str(part._fingerprint))
     return "-".join(hashes)
+
+
+def source_options(args: GCBSTrainingArguments, *, in_files: bool) -> SourceOptions:
+    """Returns how embeddings are come by.
+
+    Args:
+        args: of the training.
+        in_files: keep them in files even if the arguments say memory.
+
+    Returns:
+        The options of the source.
+    """
+    return SourceOptions(
+        harvest=args.embedding_source == "harvest",
+        first_plan=args.first_plan,
+        max_age=args.embedding_max_age,
+        budget=args.embedding_budget,
+        dtype=args.embedding_dtype,
+        folder=Path(str(args.output_dir)) / EMBEDDINGS_FOLDER
+        if in_files or args.embedding_storage == "disk"
+        else None,
+        batch_size=args.embedding_batch_size or args.per_device_eval_batch_size,
+        show_progress=not args.disable_tqdm,
+    )
 
 
 def loss_scale(loss: Any) -> float:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformerTrainer
 from torch.utils.data import BatchSampler, DataLoader
@@ -25,11 +24,14 @@ from gcbs_st.callback import ReplanCallback
 from gcbs_st.checkpoint import last_whole_checkpoint, read_plan, write_plan
 from gcbs_st.corpus import require_map_style
 from gcbs_st.duplicates import SharedValues
-from gcbs_st.embeddings import encode_rows, text_columns
+from gcbs_st.embeddings import text_columns
+from gcbs_st.harvest import ROWS_KEY, number_rows
 from gcbs_st.planners import RandomPlanner, check_order
 from gcbs_st.planners.base import check_batches
-from gcbs_st.planning import clusters_at, fingerprint, loss_scale, parts_of, plan_record, take_groups
+from gcbs_st.planning import clusters_at, fingerprint, loss_scale, parts_of, plan_record, source_options, take_groups
+from gcbs_st.ranks import agree, agree_on_rows, on_one_node
 from gcbs_st.sampler import PlannedBatchSampler
+from gcbs_st.sources import EmbeddingSource, Fetched, Part
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +100,8 @@ class GCBSTrainer(SentenceTransformerTrainer):
         self.planned_samplers: dict[str, PlannedBatchSampler] = {}
         self._building_train_loader = False
         self._resume_folder: str | None = None
+        self._source: EmbeddingSource | None = None
+        self._began = 0.0
         self._fingerprint: str | None = None
         self.planner = args.make_planner() if args is not None else GCBSTrainingArguments("unused").make_planner()
         self._groups: dict[str, list[Any]] = {}
@@ -145,6 +149,7 @@ class GCBSTrainer(SentenceTransformerTrainer):
         # Each start of its workers draws their seed, by default from the global numbers that dropout draws from
         # too. Persistent workers start once in a run, but again in a resumed one, whose dropout would then differ.
         getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
+        self._open_source(loader)
         return loader
 
     def get_batch_sampler(
@@ -208,7 +213,40 @@ class GCBSTrainer(SentenceTransformerTrainer):
                     "end. Start without resuming."
                 )
         self._resume_folder = resume_from_checkpoint or None
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        self._began = time.perf_counter()
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._close_source()
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Computes the loss as the host does, and harvests the embeddings that it computes on the way.
+
+        Args:
+            model: the host's.
+            inputs: a batch; one of the training loader holds the ids of its rows.
+            args: the host's.
+            kwargs: the host's.
+
+        Returns:
+            The host's loss.
+        """
+        rows = inputs.pop(ROWS_KEY, None)
+        if rows is None or self._source is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with self._source.watching(rows, self.state.global_step):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Any]], Any]:
+        """Returns the host's features and labels; each text of a training batch with a number beside it.
+
+        Args:
+            inputs: the host's.
+        """
+        features, labels = super().collect_features(inputs)
+        if self._source is not None:
+            self._source.number(features)
+        return features, labels
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model, and in a checkpoint the plan in force.
@@ -222,14 +260,22 @@ class GCBSTrainer(SentenceTransformerTrainer):
             _internal_call: the host's.
         """
         in_checkpoint = output_dir is not None and Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR)
-        if output_dir is None or not (in_checkpoint and self.is_in_train and self.args.should_save):
+        if output_dir is None or not (in_checkpoint and self.is_in_train):
+            super().save_model(output_dir, _internal_call)
+            return
+        with_plan = not self.args.save_only_model
+        if with_plan and self._source is not None:
+            self._source.sync()  # all processes save, but only one writes
+        if not self.args.should_save:
             super().save_model(output_dir, _internal_call)
             return
         # An earlier run in the same folder may have left a whole checkpoint of this step. Without its state
         # it does not look whole while its other files are overwritten.
         (Path(output_dir) / TRAINER_STATE_NAME).unlink(missing_ok=True)
         super().save_model(output_dir, _internal_call)
-        if not self.args.save_only_model:
+        if with_plan:
+            if self._source is not None:
+                self._source.save(Path(output_dir))
             states = {name: sampler.state_dict() for name, sampler in self.planned_samplers.items()}
             write_plan(output_dir, states, self._training_set_fingerprint())
 
@@ -252,11 +298,51 @@ class GCBSTrainer(SentenceTransformerTrainer):
         values = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
         return torch.nn.utils.get_total_norm(values)
 
+    # ---------------------------------------------------------------- embeddings
+
+    @property
+    def source(self) -> EmbeddingSource:
+        """Where embeddings come from; there is one while the trainer trains."""
+        assert self._source is not None
+        return self._source
+
+    def _open_source(self, loader: DataLoader[Any]) -> None:
+        self._close_source()
+        parts = {}
+        for name, dataset in parts_of(self.train_dataset).items():
+            columns = text_columns(
+                dataset,
+                label_columns=self.data_collator.valid_label_columns,
+                prompts=self.args.prompts,
+                router_mapping=self.args.router_mapping,
+                dataset_name=name or None,
+            )
+            parts[name] = Part(dataset, columns)
+        harvest = self.args.embedding_source == "harvest"
+        if harvest:
+            number_rows(loader)
+        ranks = self.args.world_size
+        self._source = EmbeddingSource(
+            self.model,
+            parts,
+            source_options(self.args, in_files=ranks > 1 and on_one_node(ranks)),
+            fingerprint=self._training_set_fingerprint() if harvest else "",
+            processes=ranks,
+            is_main=self.is_world_process_zero(),
+            device=self.args.device,
+        )
+
+    def _close_source(self) -> None:
+        if self._source is not None:
+            self._source.close()
+        self._source = None
+
     # ---------------------------------------------------------------- planning
 
     def _begin_epoch(self, epoch: int, plan: bool) -> None:
         for sampler in self.planned_samplers.values():
             sampler.begin_epoch(epoch)
+        self.source.sync()  # rows of two epochs must not wait side by side: which is newer would be left to chance
         if self._restore(epoch) or not plan:
             return
         self._replan_tails()
@@ -264,7 +350,10 @@ class GCBSTrainer(SentenceTransformerTrainer):
     def _restore(self, epoch: int) -> bool:
         """Takes the plan of the checkpoint that the run resumes from, in its first epoch; whether it did."""
         folder, self._resume_folder = self._resume_folder, None
-        if folder is None or self.args.ignore_data_skip:
+        if folder is None:
+            return False
+        self.source.load(Path(folder))
+        if self.args.ignore_data_skip:
             return False
         try:
             states, fingerprint = read_plan(folder)
@@ -304,65 +393,71 @@ class GCBSTrainer(SentenceTransformerTrainer):
         stop = (start + steps * ranks) * sampler.batch_size
         tail = sampler.order[start * sampler.batch_size :].copy()
         planned = stop - start * sampler.batch_size
-        # In the order of their ids, so that a plan depends on which rows are left and not on their last order.
-        rows = np.sort(tail[:planned])
         overlapping: bool = getattr(self.planner, "overlapping", False)
-        if not self.is_world_process_zero():
-            new = np.empty_like(rows)
-        elif overlapping:
-            # Its rows recur while others wait, so it has all of them to choose from, drawn before or not.
-            new = self._plan_rows(name, index, np.arange(sampler.rows), sampler)[:planned]
+        rng = sampler.rng(_PLAN, sampler.plan_count, index)
+        new: np.ndarray | None
+        if isinstance(self.planner, RandomPlanner) and type(self).plan_batches is GCBSTrainer.plan_batches:
+            new = self._separated(rng.permutation(np.sort(tail[:planned])), sampler)  # needs no embeddings
         else:
-            new = self._plan_rows(name, index, rows, sampler)
-        if ranks > 1:
-            new = broadcast(torch.from_numpy(new).to(self.args.device)).cpu().numpy()
+            # In the order of their ids, so that a plan depends on which rows are left and not on their last order.
+            # Where rows recur while others wait there are all of them to choose from, drawn before or not.
+            rows = np.arange(sampler.rows) if overlapping else np.sort(tail[:planned])
+            began, harvesting = time.perf_counter(), self.source.seconds
+            fetched = self.source.fetch(name, rows, self.state.global_step, everything=overlapping)
+            seconds = time.perf_counter() - began
+            self.source.seconds = harvesting + seconds
+            new = None
+            if self.is_world_process_zero() and len(fetched.rows) >= 2 * sampler.batch_size:
+                new = self._plan_rows(name, fetched, tail[:planned], rng, seconds)[:planned]
+            if not agree(new is not None, ranks):
+                return
+            new = agree_on_rows(np.empty(planned, np.int64) if new is None else new, ranks, self.args.device)
         tail[:planned] = self._shuffled(new, sampler, ranks) if self.args.shuffle_planned_batches else new
         sampler.replace_tail(tail, start, repeats=overlapping)
 
-    def _plan_rows(self, name: str, index: int, rows: np.ndarray, sampler: PlannedBatchSampler) -> np.ndarray:
-        """Embeds the rows, plans them, keeps what must not meet apart, and logs what came of it."""
-        rng = sampler.rng(_PLAN, sampler.plan_count, index)
-        if isinstance(self.planner, RandomPlanner) and type(self).plan_batches is GCBSTrainer.plan_batches:
-            return self._separated(rng.permutation(rows), sampler)  # needs no embeddings, and costs nothing
-        planner: Any = self.planner
+    def _plan_rows(
+        self, name: str, fetched: Fetched, tail: np.ndarray, rng: np.random.Generator, embed_seconds: float
+    ) -> np.ndarray:
+        """Plans the rows that there are embeddings of, keeps what must not meet apart, and logs what came of it."""
+        sampler, planner = self.planned_samplers[name], cast("Any", self.planner)
         if hasattr(planner, "epoch"):
             planner.epoch = sampler.epoch  # some methods change over the epochs, which a planner does not know
         if self.args.cluster_schedule == "curriculum":
             done = self.state.global_step / max(1, self.state.max_steps)
             planner.clusters_per_batch = clusters_at(done, sampler.batch_size, self._clusters_at_end)
         began = time.perf_counter()
-        dataset = parts_of(self.train_dataset)[name]
-        columns = text_columns(
-            dataset,
-            label_columns=self.data_collator.valid_label_columns,
-            prompts=self.args.prompts,
-            router_mapping=self.args.router_mapping,
-            dataset_name=name or None,
-        )
-        anchors, positives = encode_rows(
-            self.model,
-            dataset,
-            rows,
-            columns,
-            batch_size=self.args.embedding_batch_size or self.args.per_device_eval_batch_size,
-            show_progress=not self.args.disable_tqdm,
-        )
-        embedded = time.perf_counter()
+        overlapping = getattr(planner, "overlapping", False)
+        rows, (anchors, positives) = fetched.rows, fetched.arrays
+        if not overlapping and (rest := len(rows) % sampler.batch_size):
+            keep = np.sort(rng.choice(len(rows), len(rows) - rest, replace=False))
+            rows, anchors, positives = rows[keep], anchors[keep], positives[keep]
         order = self.plan_batches(anchors, positives, sampler.batch_size, rng)
-        if overlapping := getattr(self.planner, "overlapping", False):
-            new = rows[check_batches(order, len(rows), sampler.batch_size, repr(self.planner))]
+        if overlapping:
+            new = rows[check_batches(order, len(rows), sampler.batch_size, repr(planner))]
         else:
-            new = self._separated(rows[check_order(order, len(rows), repr(self.planner))], sampler)
-        planned = time.perf_counter()
-        scale = loss_scale(self.loss.get(name) if isinstance(self.loss, dict) else self.loss)
+            # Rows without embeddings fill batches of their own, in the order that they had.
+            new = rows[check_order(order, len(rows), repr(planner))]
+            new = self._separated(np.concatenate([new, tail[~np.isin(tail, rows)]]), sampler)
+        planned = np.arange(len(new)) if overlapping else np.flatnonzero(np.isin(new, rows))
+        quality = plan_record(
+            anchors,
+            positives,
+            np.searchsorted(rows, new[planned]),
+            sampler.batch_size,
+            loss_scale(self.loss.get(name) if isinstance(self.loss, dict) else self.loss),
+            repeats=overlapping,
+        )
+        plan_seconds = time.perf_counter() - began
+        self.source.seconds += plan_seconds
         record = {
-            **plan_record(
-                anchors, positives, np.searchsorted(rows, new), sampler.batch_size, scale, repeats=overlapping
-            ),
-            "embed_seconds": round(embedded - began, 4),
-            "plan_seconds": round(planned - embedded, 4),
-            "embedding_age": 0.0,  # steps since the rows were embedded: just now
+            **quality,
+            "planned_rows": len(planned),
+            "embed_seconds": round(embed_seconds, 4),
+            "plan_seconds": round(plan_seconds, 4),
+            "time_share": round(self.source.seconds / max(1e-9, time.perf_counter() - self._began), 4),
         }
+        if len(fetched.ages):
+            record |= {"embedding_age": float(fetched.ages.mean()), "embedding_age_max": float(fetched.ages.max())}
         prefix = f"gcbs/{name}/" if name else "gcbs/"
         self.log({prefix + key: value for key, value in record.items()})
         return new
@@ -377,7 +472,7 @@ class GCBSTrainer(SentenceTransformerTrainer):
             "No exchange of rows keeps duplicates apart in this plan; these rows keep their former batches."
         )
         start = sampler.cursor * sampler.batch_size
-        return sampler.order[start : start + len(order)]
+        return sampler.order[start : start + len(order)].copy()
 
     def _shuffled(self, order: np.ndarray, sampler: PlannedBatchSampler, ranks: int) -> np.ndarray:
         """Batches in random order; the batches that the ranks draw in one step stay side by side."""

@@ -21,11 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from gcbs_st.files import write_text
 
 EXAMPLE = """examples:
   python scripts/benchmark_planners.py --anchors A.npy --positives P.npy --planner bisect --planner best --planner best,effort=4
@@ -53,15 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         with tempfile.TemporaryDirectory() as folder:
-            report = run_benchmark(arguments, Path(folder))
+            # Written after each round: a run that is cut short keeps what it measured.
+            for report in run_benchmark(arguments, Path(folder)):
+                write_report(report, arguments)
     except (ValueError, OSError) as error:
         print(f"benchmark_planners.py: {error}", file=sys.stderr)
         return 2
-    table = make_table(report)
-    print(table)
-    for path, text in ((arguments.json, json.dumps(report, indent=2) + "\n"), (arguments.markdown, table + "\n")):
-        if path:
-            Path(path).write_text(text)
+    print(make_table(report))
     return 0
 
 
@@ -100,24 +100,27 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 # ------------------------------------------------------------------ all measurements
 
 
-def run_benchmark(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return the report: machine and versions, and one record a method, number of rows and batch size.
+def run_benchmark(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the report after each round of measurements: machine, versions, and a record a method.
 
     Args:
         arguments: Of the command line.
         folder: Where resampled rows are written.
 
-    Returns:
-        What goes into the JSON.
+    Yields:
+        What goes into the JSON, with all that was measured so far.
 
     Raises:
         ValueError: a measurement failed; its message.
     """
-    methods = [*(() if arguments.no_baselines else BASELINES), *arguments.planner]
-    results = []
+    results: list[dict[str, Any]] = []
     for rows in arguments.rows or [None]:
         files = write_rows(arguments, rows, folder)
+        n, d = np.load(files[0], mmap_mode="r").shape
         for batch_size in arguments.batch_size:
+            # Mining takes minutes and knows no batches: once for each number of rows is enough.
+            baselines = () if arguments.no_baselines else BASELINES[: 1 if batch_size != arguments.batch_size[0] else 2]
+            methods = [*baselines, *arguments.planner]
             measured: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
             # Round by round, so that what else the machine does falls on all methods alike.
             for run in range(arguments.runs):
@@ -125,11 +128,20 @@ def run_benchmark(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
                     job = {"method": method, "files": files, "batch_size": batch_size, "seed": arguments.seed + run}
                     job |= {"reference": arguments.reference, "sample_rows": arguments.sample_rows}
                     measured[method].append(measure(job))
-            n, d = np.load(files[0], mmap_mode="r").shape
-            setting = {"n": n, "d": d, "batch_size": batch_size}
-            results += [setting | summarize(method, measured) for method in methods]
-    return {**describe_machine(), "seed": arguments.seed, "runs": arguments.runs, "results": results,
-            "exponents": fit_exponents(results)}  # fmt: skip
+                    seconds = measured[method][-1]["seconds"]
+                    print(f"B={batch_size} run {run + 1}: {method} {seconds:.2f} s", file=sys.stderr, flush=True)
+                setting = {"n": n, "d": d, "batch_size": batch_size}
+                so_far = [*results, *[setting | summarize(method, measured) for method in methods]]
+                yield {**describe_machine(), "seed": arguments.seed, "runs": arguments.runs, "results": so_far,
+                       "exponents": fit_exponents(so_far)}  # fmt: skip
+            results = so_far
+
+
+def write_report(report: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Write the JSON and the table where the command line asks for them."""
+    for path, text in ((arguments.json, json.dumps(report, indent=2)), (arguments.markdown, make_table(report))):
+        if path:
+            write_text(Path(path), text + "\n")
 
 
 def write_rows(arguments: argparse.Namespace, rows: int | None, folder: Path) -> list[str]:

@@ -1,0 +1,218 @@
+"""The embeddings that training computes anyway: taken from its forward passes, under the ids of their rows.
+
+Row ids travel with the data: the loader's dataset hands them to the collator beside the rows (`number_rows`), and
+each text column's features carry a number for each of their rows into the model. However the loss merges,
+sorts or cuts its columns into mini-batches, each embedding comes out beside the number of its text.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+logger = logging.getLogger(__name__)
+
+ROWS_KEY = "gcbs_rows"
+_CODES_KEY = "gcbs_codes"
+# Embeddings are fetched from the device after so many batches: fetching waits for the device.
+_PENDING_BATCHES = 8
+
+Batch = tuple[np.ndarray, list[np.ndarray]]
+
+
+class NumberedRows(Dataset):  # type: ignore[type-arg]
+    """A map-style dataset that hands out a batch of rows together with their ids."""
+
+    def __init__(self, dataset: Any) -> None:
+        """Takes the dataset, or a concatenation of several.
+
+        Args:
+            dataset: with a length, read by row id.
+        """
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.dataset)
+
+    def __getitems__(self, rows: list[int]) -> tuple[list[int], Any]:
+        """Returns the ids and the rows, which are read as torch's own loader reads them.
+
+        Args:
+            rows: ids of a batch.
+        """
+        read_many = getattr(self.dataset, "__getitems__", None)
+        return rows, read_many(rows) if read_many else [self.dataset[row] for row in rows]
+
+
+class NumberedCollator:
+    """A collator that puts the ids of the rows beside what another collator makes of them."""
+
+    def __init__(self, collator: Callable[[Any], Any]) -> None:
+        """Takes the collator.
+
+        Args:
+            collator: makes a batch of a list of rows.
+        """
+        self.collator = collator
+
+    def __call__(self, numbered: tuple[list[int], Any]) -> Any:
+        """Returns the batch; without ids if it is no mapping.
+
+        Args:
+            numbered: what `NumberedRows` hands out.
+        """
+        rows, examples = numbered
+        batch = self.collator(examples)
+        if isinstance(batch, dict):
+            # An array, not a tensor: it is never moved to the device.
+            batch[ROWS_KEY] = np.asarray(rows, dtype=np.int64)
+        return batch
+
+
+def number_rows(loader: DataLoader[Any]) -> None:
+    """Makes a loader's batches carry the ids of their rows under `ROWS_KEY`, in place.
+
+    Args:
+        loader: that has not been iterated yet.
+    """
+    # torch refuses to replace the dataset of a loader, lest its sampler does not fit; ours has the same rows.
+    vars(loader)["dataset"] = NumberedRows(loader.dataset)
+    loader.collate_fn = NumberedCollator(loader.collate_fn)
+
+
+class Harvester:
+    """Takes embeddings out of the training passes of a model.
+
+    Two hooks: one on the model takes the numbers out of the features before the pass, one on its last module
+    pairs them with the embeddings after it, before Matryoshka or the like cuts them. Of a text that passes
+    several times in one step (gradient caching, a loss over several depths) the first pass counts.
+    """
+
+    def __init__(self, model: nn.Module, columns: Sequence[int]) -> None:
+        """Watches a model until `detach`.
+
+        Args:
+            model: the SentenceTransformer, unwrapped.
+            columns: which of the text columns are wanted, by their place.
+        """
+        self.columns = list(columns)
+        self.batches = 0
+        self.complete = 0
+        self._rows: np.ndarray | None = None
+        # Under DataParallel the replicas pass in threads of their own.
+        self._thread = threading.local()
+        self._passes: list[tuple[Tensor, Tensor]] = []
+        self._pending: list[tuple[np.ndarray, int, list[tuple[Tensor, Tensor]]]] = []
+        self._warned = False
+        last = list(model.children())[-1]
+        self._hooks = [
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            last.register_forward_hook(self._after),
+        ]
+
+    def detach(self) -> None:
+        """Stops watching."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    @contextmanager
+    def watching(self, rows: np.ndarray | None, step: int) -> Iterator[None]:
+        """Takes the embeddings of what passes the model meanwhile.
+
+        Args:
+            rows: (B,) ids of the batch's rows, None if they are not known.
+            step: optimizer steps taken so far.
+
+        Yields:
+            Nothing.
+        """
+        self._rows, self._passes = rows, []
+        try:
+            yield
+        finally:
+            if rows is not None:
+                self.batches += 1
+                self._pending.append((rows, step, self._passes))
+            self._rows, self._passes = None, []
+
+    def number(self, features: Sequence[dict[str, Any]]) -> None:
+        """Puts a number beside each text, if rows are being watched.
+
+        Args:
+            features: of each text column, B texts each.
+        """
+        if self._rows is None:
+            return
+        size = len(self._rows)
+        for place, column in enumerate(features):
+            device = next((value.device for value in column.values() if isinstance(value, Tensor)), None)
+            codes = torch.full((size,), -1, device=device)
+            if place in self.columns:
+                codes = torch.arange(size, device=device) + self.columns.index(place) * size
+            column[_CODES_KEY] = codes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether enough batches are waiting for `take`."""
+        return len(self._pending) >= _PENDING_BATCHES
+
+    def take(self) -> list[tuple[np.ndarray, int, list[np.ndarray]]]:
+        """Returns the rows harvested since the last call: for each batch their ids, step, and one array a column.
+
+        The arrays are (m, d) float32 of unit rows. Rows whose embedding is zero or not finite are left out. A
+        batch whose embeddings were not all seen gives nothing.
+        """
+        pending, self._pending = self._pending, []
+        taken = []
+        for rows, step, passes in pending:
+            arrays = self._sort(len(rows), passes)
+            if arrays is None:
+                continue
+            self.complete += 1
+            norms = [np.linalg.norm(array, axis=1, keepdims=True) for array in arrays]
+            useful = np.all([np.isfinite(norm) & (norm > 0) for norm in norms], axis=0).ravel()
+            if not useful.all():
+                self._warn(f"{(~useful).sum()} of {len(rows)} rows of a batch embed to zero, NaN or infinity")
+            arrays = [array[useful] / norm[useful] for array, norm in zip(arrays, norms, strict=True)]
+            taken.append((rows[useful], step, arrays))
+        return taken
+
+    def _sort(self, size: int, passes: list[tuple[Tensor, Tensor]]) -> list[np.ndarray] | None:
+        """One array a column, in the order of the rows; None if a text was not seen."""
+        if not passes:
+            return None
+        codes = torch.cat([codes for codes, _ in passes]).cpu().numpy()
+        values = torch.cat([embeddings for _, embeddings in passes]).float().cpu().numpy()
+        found, first = np.unique(codes, return_index=True)
+        wanted = found >= 0
+        if wanted.sum() != size * len(self.columns):
+            return None
+        return list(values[first[wanted]].reshape(len(self.columns), size, -1))
+
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s; they keep the embeddings of an earlier step.", message)
+
+    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        features = args[0] if args else kwargs.get("input")
+        # Taken out: the model would hand what it does not know on to a transformer that takes any argument.
+        self._thread.codes = features.pop(_CODES_KEY, None) if isinstance(features, dict) else None
+
+    def _after(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        codes, self._thread.codes = getattr(self._thread, "codes", None), None
+        embeddings = output.get("sentence_embedding") if isinstance(output, Mapping) else None
+        if self._rows is None or codes is None or embeddings is None or len(codes) != len(embeddings):
+            return
+        # A copy: the embedding may be a view into the outputs of all tokens, or be changed in place later.
+        self._passes.append((codes, embeddings.detach().clone()))

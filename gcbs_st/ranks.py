@@ -1,0 +1,97 @@
+"""What the processes of a run tell each other: the only module with collectives, all of accelerate's.
+
+Every function is to be called by all processes alike, and costs nothing where there is one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast, broadcast_object_list, gather, gather_object
+
+Value = TypeVar("Value")
+
+# All processes receive what is gathered and all but one drop it: so many rows at a time.
+_GATHERED_ROWS = 8192
+
+
+def on_one_node(processes: int) -> bool:
+    """Returns whether all processes run on this node, and so see the same files.
+
+    Args:
+        processes: of the run.
+    """
+    return processes == 1 or int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == processes
+
+
+def wait_for_all(processes: int) -> None:
+    """Returns when every process has come here.
+
+    Args:
+        processes: of the run.
+    """
+    if processes > 1:
+        PartialState().wait_for_everyone()
+
+
+def agree(value: Value, processes: int) -> Value:
+    """Returns the main process's value.
+
+    Args:
+        value: anything that can be pickled; that of the other processes is not looked at.
+        processes: of the run.
+    """
+    if processes == 1:
+        return value
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
+def agree_on_rows(rows: np.ndarray, processes: int, device: torch.device) -> np.ndarray:
+    """Returns the main process's row ids.
+
+    Args:
+        rows: (m,) int64, of the same length everywhere.
+        processes: of the run.
+        device: that the processes exchange tensors from.
+    """
+    if processes == 1:
+        return rows
+    agreed: Any = broadcast(torch.from_numpy(rows).to(device))
+    return np.asarray(agreed.cpu().numpy())
+
+
+def gather_rows(rows: np.ndarray, processes: int, device: torch.device) -> np.ndarray:
+    """Returns the rows of all processes one after the other on the main process, and none on the others.
+
+    Memory: all rows on the main process; on the others 8,192 of each process.
+
+    Args:
+        rows: (m, ...) with an m of each process's own.
+        processes: of the run.
+        device: that the processes exchange tensors from.
+    """
+    if processes == 1:
+        return rows
+    shapes = gather_object([(len(rows), rows.shape[1:], rows.dtype.str)])
+    # A process without rows may not know their width.
+    _, width, dtype = max(shapes)
+    counts = [count for count, _, _ in shapes]
+    parts: list[list[np.ndarray]] = [[] for _ in counts]
+    main = PartialState().is_main_process
+    for start in range(0, max(counts), _GATHERED_ROWS):
+        piece = np.zeros((min(_GATHERED_ROWS, max(counts) - start), *width), dtype)
+        own = rows[start : start + len(piece)]
+        piece[: len(own)] = own
+        gathered: Any = gather(torch.from_numpy(piece).to(device))
+        pieces = gathered.cpu().numpy().reshape(processes, *piece.shape)
+        for part, received, count in zip(parts, pieces, counts, strict=True):
+            if main and count > start:
+                part.append(received[: count - start].copy())
+    kept = [piece for part in parts for piece in part]
+    return np.concatenate(kept) if kept else np.zeros((0, *width), dtype)

@@ -1,0 +1,360 @@
+"""Where the embeddings of the rows to be planned come from: encoded for the plan, or harvested from training.
+
+A source is asked for rows (`fetch`) and answers with those that it has embeddings of. One that harvests also
+watches the training passes, keeps an `EmbeddingStore` a dataset, and is saved in checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+
+from gcbs_st.embeddings import TextColumn, encode_rows
+from gcbs_st.harvest import Harvester
+from gcbs_st.ranks import agree, gather_rows, on_one_node, wait_for_all
+from gcbs_st.store import NEVER, EmbeddingStore
+from gcbs_st.word_vectors import average_words
+
+logger = logging.getLogger(__name__)
+
+EMBEDDINGS_FOLDER = "gcbs_embeddings"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Rows and their embeddings; on all but the main process both are empty.
+
+    Attributes:
+        rows: (m,) int64, ascending.
+        arrays: one (m, d) array of unit rows a column, anchors first.
+        ages: (m,) optimizer steps since each row was embedded; empty for word vectors, which are no embedding
+            of this model.
+    """
+
+    rows: np.ndarray
+    arrays: list[np.ndarray]
+    ages: np.ndarray
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """How embeddings are come by; the fields of `GCBSTrainingArguments` of the same names.
+
+    Attributes:
+        harvest: take them from the training passes.
+        first_plan: what there is before any: "encode", "random" or "word_vectors".
+        max_age: rows embedded longer ago than so many optimizer steps are encoded; None for no row.
+        budget: so many rows at most are encoded for a plan; None for no limit.
+        dtype: of the stored embeddings.
+        folder: for them, or None to keep them in memory.
+        batch_size: texts a forward pass when encoding.
+        show_progress: of encoding.
+    """
+
+    harvest: bool
+    first_plan: str
+    max_age: int | None
+    budget: int | None
+    dtype: str
+    folder: Path | None
+    batch_size: int
+    show_progress: bool
+
+
+@dataclass
+class Part:
+    """One of the datasets that is trained on.
+
+    Attributes:
+        dataset: its rows.
+        columns: that are planned from.
+        store: of its embeddings, if they are harvested.
+    """
+
+    dataset: Dataset
+    columns: Sequence[TextColumn]
+    store: EmbeddingStore | None = None
+
+
+class EmbeddingSource:
+    """The embeddings of one call of `train`."""
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        parts: Mapping[str, Part],
+        options: SourceOptions,
+        *,
+        fingerprint: str = "",
+        processes: int = 1,
+        is_main: bool = True,
+        device: torch.device | None = None,
+    ) -> None:
+        """Starts watching the model, if rows are to be harvested.
+
+        Args:
+            model: that is trained, unwrapped.
+            parts: the datasets by name, in the order in which they are concatenated.
+            options: how embeddings are come by.
+            fingerprint: of the training set.
+            processes: of the run.
+            is_main: this is the process that plans.
+            device: that the processes exchange tensors from.
+        """
+        self.model, self.parts, self.options = model, dict(parts), options
+        self.processes, self.is_main = processes, is_main
+        self.device = device or torch.device("cpu")
+        self.harvests = options.harvest
+        self.seconds = 0.0
+        self._harvester: Harvester | None = None
+        self._outbox: dict[str, list[tuple[np.ndarray, np.ndarray, list[np.ndarray]]]] = {name: [] for name in parts}
+        self._starts = np.cumsum([0, *[len(part.dataset) for part in self.parts.values()]])
+        # The processes of one node write to the same files; otherwise their rows are sent to the one that plans.
+        self._shares_files = processes > 1 and on_one_node(processes) and options.folder is not None
+        if not self.harvests:
+            return
+        for index, (name, part) in enumerate(self.parts.items()):
+            in_files = options.folder is not None and (processes == 1 or self._shares_files)
+            part.store = EmbeddingStore(
+                len(part.dataset),
+                len(part.columns),
+                _make_key(fingerprint, name, part.columns, model),
+                dtype=options.dtype,
+                folder=options.folder / str(index) if in_files and options.folder else None,
+            )
+            if is_main:
+                part.store.clear()
+        wait_for_all(processes)  # nobody writes before the files of an earlier run are gone
+        self._harvester = Harvester(model, range(max(len(part.columns) for part in self.parts.values())))
+
+    def close(self) -> None:
+        """Stops watching the model and deletes what is stored outside of checkpoints."""
+        if self._harvester is not None:
+            self._harvester.detach()
+        for part in self.parts.values():
+            if part.store is not None:
+                part.store.close()
+                if self.is_main:
+                    part.store.clear()
+
+    # ---------------------------------------------------------------- harvest
+
+    @contextmanager
+    def watching(self, rows: np.ndarray | None, step: int) -> Iterator[None]:
+        """Harvests the rows that pass the model meanwhile.
+
+        Args:
+            rows: (B,) ids of the batch's rows in the concatenated datasets, None if they are not known.
+            step: optimizer steps taken so far.
+
+        Yields:
+            Nothing.
+        """
+        if self._harvester is None or not self.harvests:
+            yield
+            return
+        with self._harvester.watching(rows, step):
+            yield
+        if self._harvester.is_full:
+            self._store_harvest()
+
+    def number(self, features: Sequence[dict[str, Any]]) -> None:
+        """See `Harvester.number`."""
+        if self._harvester is not None and self.harvests:
+            self._harvester.number(features)
+
+    def _store_harvest(self) -> None:
+        began = time.perf_counter()
+        assert self._harvester is not None
+        for rows, step, arrays in self._harvester.take():
+            # A batch is of one dataset.
+            if len(rows):
+                index = int(np.searchsorted(self._starts, rows[0], side="right")) - 1
+                self._put(list(self.parts)[index], rows - self._starts[index], arrays, step)
+        self.seconds += time.perf_counter() - began
+
+    def _put(self, name: str, rows: np.ndarray, arrays: list[np.ndarray], step: int) -> None:
+        store = self.parts[name].store
+        assert store is not None
+        if self.processes == 1 or self._shares_files:
+            store.write(rows, arrays, step)
+        else:
+            self._outbox[name].append((rows, np.full(len(rows), step), arrays))
+
+    def sync(self) -> None:
+        """Brings all harvested rows to the process that plans. To be called by all processes."""
+        if self._harvester is None or not self.harvests:
+            return
+        self._store_harvest()
+        if self.processes == 1:
+            return
+        if self._shares_files:
+            wait_for_all(self.processes)
+            return
+        for name, part in self.parts.items():
+            rows = [np.zeros(0, np.int64), *[rows for rows, _, _ in self._outbox[name]]]
+            steps = [np.zeros(0, np.int64), *[steps for _, steps, _ in self._outbox[name]]]
+            arrays = [
+                np.concatenate([arrays[column] for _, _, arrays in self._outbox[name]])
+                if self._outbox[name]
+                else np.zeros((0, 0), np.float32)
+                for column in range(len(part.columns))
+            ]
+            self._outbox[name] = []
+            gathered = [
+                gather_rows(one, self.processes, self.device)
+                for one in (np.concatenate(rows), np.concatenate(steps), *arrays)
+            ]
+            if self.is_main and len(gathered[0]):
+                assert part.store is not None
+                latest_last = np.argsort(gathered[1], kind="stable")
+                sent = [one[latest_last] for one in gathered]
+                part.store.write(sent[0], sent[2:], sent[1])
+
+    # ---------------------------------------------------------------- what plans are made from
+
+    def fetch(self, name: str, rows: np.ndarray, step: int, *, everything: bool = False) -> Fetched:
+        """Returns the rows that there are embeddings of. To be called by all processes.
+
+        Args:
+            name: of the dataset.
+            rows: (m,) ascending ids of the rows to be planned.
+            step: optimizer steps taken so far.
+            everything: encode what would be missing otherwise.
+
+        Returns:
+            Some of the rows, or all.
+
+        Raises:
+            ValueError: see `gcbs_st.embeddings.encode_rows`.
+        """
+        self.sync()
+        if self.harvests and self._harvester is not None:
+            hidden = self._harvester.batches > 0 and self._harvester.complete == 0
+            if agree(hidden, self.processes):
+                logger.warning(
+                    "embedding_source: harvest, but the training passes show no embeddings: the loss or model hides "
+                    "them, or a collator of your own returns no dict. Rows are encoded before each plan instead."
+                )
+                self.harvests = False
+        if not self.harvests:
+            arrays = self._encode(name, rows)
+            return Fetched(rows, arrays, np.zeros(len(rows))) if self.is_main else _NOTHING
+        store = self.parts[name].store
+        assert store is not None
+        steps = store.steps() if self.is_main else np.zeros(0, np.int64)
+        first = bool((steps == NEVER).all())
+        missing, first = agree((self._choose(rows, steps, step, first, everything), first), self.processes)
+        if len(missing):
+            self._refresh(name, missing, step)
+            steps = store.steps() if self.is_main else steps
+        if first and self.options.first_plan == "word_vectors" and not len(missing):
+            return self._average_words(name, rows)
+        if not self.is_main:
+            return _NOTHING
+        seen = rows[steps[rows] != NEVER]
+        return Fetched(seen, store.read(seen) if len(seen) else [], step - steps[seen])
+
+    def _choose(self, rows: np.ndarray, steps: np.ndarray, step: int, first: bool, everything: bool) -> np.ndarray:
+        """The rows to be encoded, on the process that plans: never embedded ones first, then the oldest."""
+        if not self.is_main:
+            return np.zeros(0, np.int64)
+        never, old = steps[rows] == NEVER, np.zeros(len(rows), bool)
+        if self.options.max_age is not None and not first:
+            old = never | (steps[rows] < step - self.options.max_age)
+        chosen = rows[old][np.argsort(steps[rows[old]], kind="stable")][: self.options.budget]
+        if everything or self.options.first_plan == "encode":
+            chosen = np.union1d(chosen, rows[never])
+        return np.sort(chosen)
+
+    def _refresh(self, name: str, rows: np.ndarray, step: int) -> None:
+        part, mine = self.parts[name], self._slice(rows)
+        if len(mine):
+            self._put(name, mine, self._encode_own(part, mine), step)
+        self.sync()
+
+    def _slice(self, rows: np.ndarray) -> np.ndarray:
+        """This process's share of the rows."""
+        rank = torch.distributed.get_rank() if self.processes > 1 else 0
+        return np.array_split(rows, self.processes)[rank]
+
+    def _encode(self, name: str, rows: np.ndarray) -> list[np.ndarray]:
+        """One array a column on the process that plans, of rows that all processes have a share in encoding."""
+        arrays = self._encode_own(self.parts[name], self._slice(rows))
+        if self.processes == 1:
+            return arrays
+        return [gather_rows(array, self.processes, self.device) for array in arrays]
+
+    def _encode_own(self, part: Part, rows: np.ndarray) -> list[np.ndarray]:
+        if not len(rows):
+            return [np.zeros((0, 0), np.float32) for _ in part.columns]
+        return encode_rows(
+            self.model,
+            part.dataset,
+            rows,
+            part.columns,
+            batch_size=self.options.batch_size,
+            show_progress=self.options.show_progress,
+        )
+
+    def _average_words(self, name: str, rows: np.ndarray) -> Fetched:
+        """Cheap enough for one process, and its word frequencies are those of all rows."""
+        if not self.is_main:
+            return _NOTHING
+        part = self.parts[name]
+        return Fetched(rows, average_words(self.model, part.dataset, rows, part.columns), np.zeros(0))
+
+    # ---------------------------------------------------------------- in a checkpoint
+
+    def save(self, folder: Path) -> None:
+        """Writes what was harvested into a checkpoint; all processes must have called `sync`.
+
+        Args:
+            folder: the checkpoint's.
+        """
+        if not self.harvests or not self.is_main:
+            return
+        for index, part in enumerate(self.parts.values()):
+            if part.store is not None:
+                part.store.save(folder / EMBEDDINGS_FOLDER / str(index))
+
+    def load(self, folder: Path) -> None:
+        """Takes what was harvested until a checkpoint; a checkpoint without it is reported, and nothing taken.
+
+        Args:
+            folder: the checkpoint's.
+        """
+        if self.harvests and self.is_main:
+            for index, part in enumerate(self.parts.values()):
+                assert part.store is not None
+                try:
+                    part.store.load(folder / EMBEDDINGS_FOLDER / str(index))
+                except ValueError as error:
+                    logger.warning(
+                        "The embeddings in the checkpoint cannot be resumed from: %s. Plans start as in a new run.",
+                        error,
+                    )
+        if self.harvests:
+            wait_for_all(self.processes)  # the files are there before anybody writes to them
+
+
+_NOTHING = Fetched(np.zeros(0, np.int64), [], np.zeros(0))
+
+
+def _make_key(fingerprint: str, name: str, columns: Sequence[TextColumn], model: torch.nn.Module) -> str:
+    """A text that other rows, columns, prompts or another architecture would not have."""
+    shapes = [(key, list(value.shape)) for key, value in model.state_dict().items()]
+    described = [fingerprint, name, [asdict(column) for column in columns], shapes]
+    return hashlib.sha1(json.dumps(described).encode(), usedforsecurity=False).hexdigest()
