@@ -84,9 +84,12 @@ def number_rows(loader: DataLoader[Any]) -> None:
     Args:
         loader: that has not been iterated yet.
     """
-    # torch refuses to replace the dataset of a loader, lest its sampler does not fit; ours has the same rows.
-    vars(loader)["dataset"] = NumberedRows(loader.dataset)
-    loader.collate_fn = NumberedCollator(loader.collate_fn)
+    dataset, collator = NumberedRows(loader.dataset), NumberedCollator(loader.collate_fn)
+    # accelerate's loader reads through one of torch's, but is itself what a resumed epoch's loader is made from.
+    for one in (loader, getattr(loader, "base_dataloader", loader)):
+        # torch refuses to replace the dataset of a loader, lest its sampler does not fit; ours has the same rows.
+        vars(one)["dataset"] = dataset
+        one.collate_fn = collator
 
 
 class Harvester:

@@ -1,6 +1,6 @@
 """What each process of ``test_distributed.py`` runs: trains, resumes, and writes down what it trained on.
 
-python -m torch.distributed.run --nproc_per_node=2 tests/distributed_job.py BERT_FOLDER OUTPUT_FOLDER WORKERS
+python -m torch.distributed.run --nproc_per_node=2 tests/distributed_job.py BERT_FOLDER OUTPUT_FOLDER WORKERS SOURCE
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from conftest import make_pairs
@@ -19,7 +20,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import TrainerCallback
 
-from gcbs_st import GCBSTrainingArguments
+from gcbs_st import GCBSTrainer, GCBSTrainingArguments
+from gcbs_st.embeddings import encode_rows
 
 ROWS, BATCH, EPOCHS = 109, 8, 2  # 13 batches an epoch, of which the ranks draw 12 in 6 steps
 
@@ -75,14 +77,60 @@ def run(model_folder: str, output: Path, workers: int, resume: str | None = None
     }
 
 
+class Stored(TrainerCallback):
+    """What is stored at the end of training, on the rank that plans, beside what the model makes of the same rows."""
+
+    def __init__(self, trainer: GCBSTrainer) -> None:
+        self.trainer, self.seen = trainer, {}
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        source = self.trainer.source
+        source.sync()
+        if not self.trainer.is_world_process_zero():
+            return
+        part = source.parts[""]
+        rows = np.flatnonzero(part.store.steps() >= 0)
+        encoded = encode_rows(self.trainer.model, part.dataset, rows, part.columns, batch_size=16)
+        errors = [np.abs(one - other).max() for one, other in zip(part.store.read(rows), encoded, strict=True)]
+        self.seen = {"rows": rows.tolist(), "error": float(max(errors)), "in_files": part.store.folder is not None}
+
+
+def harvest(model_folder: str, output: Path, **given: Any) -> dict[str, Any]:
+    """One training that changes nothing, so that it is known what must have been harvested."""
+    model = SentenceTransformer(model_folder, device="cpu")
+    args = GCBSTrainingArguments(
+        str(output), per_device_train_batch_size=BATCH, num_train_epochs=EPOCHS, learning_rate=0.0, use_cpu=True,
+        save_strategy="no", report_to="none", disable_tqdm=True, embedding_source="harvest", planner="bisect", **given,
+    )  # fmt: skip
+    rows = make_pairs(ROWS)
+    ids = {tuple(row.values()): i for i, row in enumerate(rows)}
+    trainer = RecordingTrainer(model, args, rows, loss=MultipleNegativesRankingLoss(model))
+    stored = Stored(trainer)
+    trainer.add_callback(stored)
+    trainer.train()
+    trained = [[step, [ids[texts] for texts in batch]] for step, batch in trainer.trained]
+    ages = [entry.get("gcbs/embedding_age_max") for entry in trainer.state.log_history if "gcbs/gap" in entry]
+    return {"trained": trained, "stored": stored.seen, "ages": ages}
+
+
 def main() -> None:
     """Trains once from the start and then from several checkpoints, and writes `rank_R.json`."""
-    model_folder, output, workers = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    model_folder, output, workers, source = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     torch.set_num_threads(1)
-    result = {"whole": run(model_folder, output / "whole", workers), "resumed": {}}
-    for step in (3, 4, 6, 9):
-        checkpoint = str(output / "whole" / f"checkpoint-{step}")
-        result["resumed"][step] = run(model_folder, output / "more", workers, checkpoint, save_strategy="no")
+    if source == "both ways":  # through files that the ranks share, and sent to the rank that plans
+        result: dict[str, Any] = {"shared": harvest(model_folder, output / "run", first_plan="encode")}
+        result["aged"] = harvest(model_folder, output / "run", embedding_max_age=2)
+        os.environ["LOCAL_WORLD_SIZE"] = "1"  # as if each rank were a node
+        result["sent"] = harvest(model_folder, output / "run", first_plan="encode")
+        result["sent aged"] = harvest(model_folder, output / "run", embedding_max_age=2)
+    else:
+        given = {"embedding_source": source, "first_plan": "encode"}
+        result = {"whole": run(model_folder, output / "whole", workers, **given), "resumed": {}}
+        for step in (3, 4, 6, 9):
+            checkpoint = str(output / "whole" / f"checkpoint-{step}")
+            result["resumed"][step] = run(
+                model_folder, output / "more", workers, checkpoint, save_strategy="no", **given
+            )
     (output / f"rank_{os.environ['RANK']}.json").write_text(json.dumps(result))
     dist.barrier()
     dist.destroy_process_group()

@@ -58,6 +58,7 @@ class Settings:
     accumulation: int = 1
     no_duplicates: bool = False
     planner: str = "gcbs"
+    source: str = "encode"
     rows: int = 99
     batch_size: int = 8
     epochs: int = 3
@@ -131,6 +132,7 @@ def job(model_folder: str, output: Path, report: Path, settings: Settings) -> No
     args = GCBSTrainingArguments(
         str(output),
         planner=settings.planner,
+        embedding_source=settings.source,
         replan_steps=settings.replan_steps,
         batch_sampler="no_duplicates" if settings.no_duplicates else "batch_sampler",
         per_device_train_batch_size=settings.batch_size,
@@ -375,6 +377,7 @@ def main() -> int:
     parser.add_argument("--accumulation", type=int, default=1, help="batches an optimizer step")
     parser.add_argument("--no-duplicates", action="store_true", help="keep texts apart that are equal")
     parser.add_argument("--planner", default="gcbs")
+    parser.add_argument("--source", default="encode", help="of the embeddings: encode or harvest")
     parser.add_argument("--fresh", type=int, default=1, help="kill points whose runs are new interpreters")
     parser.add_argument("--seed", type=int, help="of the kill points; default: another one each time")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -386,7 +389,9 @@ def main() -> int:
     seed = random.SystemRandom().randrange(2**31) if given.seed is None else given.seed
     summaries = []
     for workers in given.workers:
-        settings = Settings(workers, given.persistent, given.accumulation, given.no_duplicates, given.planner)
+        settings = Settings(
+            workers, given.persistent, given.accumulation, given.no_duplicates, given.planner, given.source
+        )
         summaries.append(kill_and_resume(settings, given.points, given.fresh, seed))
     print(json.dumps(summaries, indent=2))
     for summary in summaries:

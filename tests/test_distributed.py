@@ -9,25 +9,52 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import make_bert
 from distributed_job import BATCH, EPOCHS, ROWS
 
 JOB = Path(__file__).with_name("distributed_job.py")
 RANKS, STEPS = 2, 6
 
 
-@pytest.fixture(scope="module", params=[0, pytest.param(2, marks=pytest.mark.slow)], ids=["no workers", "2 workers"])
-def ranks(request, tmp_path_factory, bert_folder):
-    """What each rank saw of the same runs; with the number of data workers."""
-    folder = tmp_path_factory.mktemp("distributed")
+def launch(folder: Path, model_folder: str, ranks: int, workers: int, source: str) -> list[dict]:
+    """What each rank wrote down."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={RANKS}",
+        sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}",
         "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",
-        str(JOB), bert_folder, str(folder), str(request.param),
+        str(JOB), model_folder, str(folder), str(workers), source,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert 0 == done.returncode, done.stderr[-4000:]
-    return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(RANKS)]
+    return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(ranks)]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(0, "encode"), (0, "harvest"), pytest.param((2, "harvest"), marks=pytest.mark.slow)],
+    ids=["encode", "harvest", "harvest, 2 workers"],
+)
+def ranks(request, tmp_path_factory, bert_folder):
+    """What each rank saw of the same runs."""
+    return launch(tmp_path_factory.mktemp("distributed"), bert_folder, RANKS, *request.param)
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_all_ranks_harvest_for_the_one_that_plans(processes, tmp_path):
+    """Every rank's rows come under their ids, through shared files and sent alike, and give the same batches."""
+    model_folder = make_bert(tmp_path / "still", dropout=0.0)
+    seen = launch(tmp_path, model_folder, processes, 0, "both ways")
+    for way in ("shared", "aged", "sent", "sent aged"):
+        stored = seen[0][way]["stored"]
+        assert stored["in_files"] is not way.startswith("sent")
+        trained = {row for rank in seen for _, batch in rank[way]["trained"] for row in batch}
+        assert trained <= set(stored["rows"])
+        assert stored["error"] < 2e-6
+    for rank in seen:
+        assert rank["shared"]["trained"] == rank["sent"]["trained"]
+        assert rank["aged"]["trained"] == rank["sent aged"]["trained"]
+    assert seen[0]["shared"]["ages"][1] > 2, "rows of the first epoch are as old as that"
+    assert [2.0] == seen[0]["aged"]["ages"] == seen[0]["sent aged"]["ages"]
 
 
 def epochs_of(trained):

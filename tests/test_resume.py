@@ -73,8 +73,9 @@ def test_killed_runs_resume_bitwise():
         (),
         ("--accumulation", "2", "--persistent"),
         ("--no-duplicates",),
+        ("--source", "harvest"),
     ],
-    ids=["plain", "accumulation, persistent workers", "no duplicates"],
+    ids=["plain", "accumulation, persistent workers", "no duplicates", "harvest"],
 )
 def test_killed_at_ten_points_resumes_bitwise(options):
     """Ten random kill points for each number of workers, the first in new interpreters."""
@@ -92,8 +93,20 @@ CASES = {
     "workers": ({"dataloader_num_workers": 2, "replan_steps": 2}, (1, 2, 6)),
     "persistent workers": ({"dataloader_num_workers": 1, "dataloader_persistent_workers": True}, (2, 6)),
     "warm-up": ({"planner_warmup_steps": 3, "replan_steps": 0}, (2, 3, 4)),
+    "harvest": ({"embedding_source": "harvest"}, (2, 3, 6, 8, 9)),
+    "harvest on disk, old rows encoded": (
+        {
+            "embedding_source": "harvest", "embedding_storage": "disk", "embedding_dtype": "float16",
+            "embedding_max_age": 4, "embedding_budget": 8, "dataloader_num_workers": 1, "planner": "bisect",
+        },
+        (3, 6, 7),
+    ),
+    "harvest after word vectors, accumulation": (
+        {"embedding_source": "harvest", "first_plan": "word_vectors", "gradient_accumulation_steps": 2},
+        (1, 3, 4),
+    ),
     "user's order of batches": ({"shuffle_planned_batches": False}, (3, 4)),
-}
+}  # fmt: skip
 
 
 # What differs least from the others runs on demand.
@@ -199,6 +212,19 @@ def test_save_only_model_writes_no_plan(tmp_path, static_model, pairs):
     trainer.save_model(str(tmp_path / "final"))
     assert 8 == len([*tmp_path.glob("checkpoint-*")])
     assert [] == [*tmp_path.rglob(PLAN_FILE)]
+
+
+def test_embeddings_of_another_training_set_are_not_taken(tmp_path, pairs, caplog):
+    """A checkpoint whose embeddings are damaged or of other rows is resumed from all the same, with a warning."""
+    rows, given = pairs.select(range(64)), {"embedding_source": "harvest"}
+    run(tmp_path, rows, make_static_model(), **given)
+    (tmp_path / "checkpoint-11" / "gcbs_embeddings" / "0" / "column-0.bin").write_bytes(b"1234")
+    resumed = run(tmp_path, rows, make_static_model(), str(tmp_path / "checkpoint-11"), save_strategy="no", **given)
+    assert 16 == resumed.state.global_step
+    assert "The embeddings in the checkpoint cannot be resumed from" in caplog.text
+    caplog.clear()
+    run(tmp_path, pairs.select(range(64, 128)), make_static_model(), str(tmp_path / "checkpoint-12"), **given)
+    assert "has the key" in caplog.text
 
 
 def test_a_plan_is_small_and_leaves_no_temporary_file(tmp_path, static_model, pairs):
