@@ -25,6 +25,7 @@ class CorpusConfig:
     Attributes:
         source: a file, a folder saved by datasets, a hub name, or `docstrings`.
         name: the hub data set's configuration.
+        data_files: the file of a hub data set that is read, where it holds several.
         split: of a hub data set or a saved DatasetDict.
         columns: the columns that hold anchor, positive and negatives, in this order; None for the obvious ones.
         group: a column whose equal values mark rows that are positives of each other.
@@ -35,6 +36,7 @@ class CorpusConfig:
 
     source: str
     name: str | None = None
+    data_files: str | None = None
     split: str = "train"
     columns: list[str] | None = None
     group: str | None = None
@@ -53,6 +55,7 @@ class ModelConfig:
         layers: keep the first so many layers; None for all.
         pooling: in place of the model's own; None to keep it.
         max_seq_length: tokens; None to keep the model's own.
+        head: "training" or "kept" for SimCSE's dense layer after the pooling; None for none.
         sparse_gradients: of a static model's word table, trained with SparseAdam.
     """
 
@@ -61,6 +64,7 @@ class ModelConfig:
     layers: int | None = None
     pooling: str | None = None
     max_seq_length: int | None = None
+    head: str | None = None
     sparse_gradients: bool = False
 
 
@@ -75,6 +79,38 @@ class LossConfig:
 
     name: str = "MultipleNegativesRankingLoss"
     options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MineConfig:
+    """Hard negatives that the host's `mine_hard_negatives` finds once, before training, with the untrained model.
+
+    Attributes:
+        num_negatives: of each row.
+        relative_margin: a negative scores at most the positive's score less this share of it; None for no bound.
+        range_max: how many of the nearest texts are candidates; None for the host's choice.
+    """
+
+    num_negatives: int = 1
+    relative_margin: float | None = None
+    range_max: int | None = None
+
+
+@dataclass(frozen=True)
+class ArmConfig:
+    """One way of training that a comparison compares.
+
+    Attributes:
+        train: fields over those of `train`.
+        loss: in place of the experiment's; None for the experiment's.
+        mine: hard negatives that are mined before training; None for none.
+        host: trained by the host's own trainer and batch sampler; `train` then holds no field of ours.
+    """
+
+    train: dict[str, Any] = field(default_factory=dict)
+    loss: LossConfig | None = None
+    mine: MineConfig | None = None
+    host: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +140,7 @@ class ExperimentConfig:
         evaluation: what is measured.
         train: fields of `GCBSTrainingArguments`, the same for all runs.
         runs: name of a run -> the fields of `train` in which it differs.
+        arms: further ways of training, for `scripts/compare.py` alone, which may differ in more than that.
     """
 
     output: str
@@ -115,6 +152,7 @@ class ExperimentConfig:
     runs: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {"random": {"planner": "random"}, "gcbs": {"planner": "gcbs"}}
     )
+    arms: dict[str, ArmConfig] = field(default_factory=dict)
 
 
 class _Loader(yaml.SafeLoader):
@@ -156,6 +194,25 @@ def load_config(file: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     if not config.runs:
         raise ConfigError("runs: got none, expected at least one name of a run with the fields of train it changes.")
     return config
+
+
+def override(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
+    """Returns a configuration with some keys changed.
+
+    Args:
+        config: is not changed.
+        overrides: `a.b=value` each, as in `load_config`.
+
+    Returns:
+        The changed configuration.
+
+    Raises:
+        ConfigError: an unknown key or a value of a wrong type.
+    """
+    raw = asdict(config)
+    for entry in overrides:
+        _apply(raw, entry)
+    return build(ExperimentConfig, raw)
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -205,11 +262,14 @@ def build(config_class: type[ConfigClass], raw: Mapping[str, Any], path: str = "
 
 
 def _convert(expected: Any, value: Any, path: str) -> Any:
-    if is_dataclass(expected):
-        return build(expected, value, path)  # type: ignore[arg-type]
     options = get_args(expected) if get_origin(expected) in (Union, types.UnionType) else (expected,)
+    block = next((option for option in options if is_dataclass(option)), None)
+    if block is not None and not (value is None and type(None) in options):
+        return build(block, value, path)  # type: ignore[arg-type]
     for option in options:
         kind = get_origin(option) or option
+        if kind is dict and isinstance(value, dict) and is_dataclass(item := get_args(option)[1]):
+            return {name: build(item, content, _join(path, name)) for name, content in value.items()}  # type: ignore
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         # True is an int to Python, but not to somebody who wrote `layers: true`.
@@ -230,7 +290,10 @@ def _convert(expected: Any, value: Any, path: str) -> Any:
 
 def dump_config(config: ExperimentConfig) -> str:
     """Returns the resolved configuration as YAML, which `load_config` reads back to the same."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    content = asdict(config)
+    if not content["arms"]:
+        del content["arms"]  # an experiment's own runs know nothing of them
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def _join(path: str, key: str) -> str:

@@ -51,6 +51,7 @@ def load_corpus(  # noqa: PLR0913 -- one argument for each key of a config's cor
     columns: Sequence[str] | None = None,
     split: str = "train",
     name: str | None = None,
+    data_files: str | None = None,
     group: str | None = None,
     distributions: Sequence[str] | None = None,
     max_rows: int | None = None,
@@ -65,6 +66,7 @@ def load_corpus(  # noqa: PLR0913 -- one argument for each key of a config's cor
             ``positive`` and ``negative...``, or else the only text column.
         split: which split of a hub data set or a saved ``DatasetDict``; files have no splits.
         name: configuration of a hub data set.
+        data_files: which file of a hub data set is read, where it holds several of different kinds.
         group: a column that says which rows mean the same; kept under the name ``group``.
         distributions: for ``docstrings``, the Python distributions to read; all installed ones if None.
         max_rows: keep at most this many usable rows: the first ones, or, of the alphabetically sorted
@@ -78,11 +80,11 @@ def load_corpus(  # noqa: PLR0913 -- one argument for each key of a config's cor
         FileNotFoundError: the source looks like a path and does not exist.
         TypeError: the source can only be streamed.
         ValueError: a column, split, environment variable or distribution is missing, the columns are ambiguous or
-            not text, the file has an unknown ending, or fewer than two rows are left.
+            not text, the file has an unknown ending, `data_files` of a local source, or fewer than two rows are left.
     """
     if max_rows is not None and max_rows < MIN_ROWS:
         raise ValueError(f"got max_rows={max_rows}, expected at least {MIN_ROWS} or None")
-    dataset = _read(source, split=split, name=name, distributions=distributions)
+    dataset = _read(source, split=split, name=name, data_files=data_files, distributions=distributions)
     require_map_style(dataset)
     if isinstance(dataset, Mapping):
         dataset = _pick_split(dataset, split, source)
@@ -172,8 +174,14 @@ def split_held_out(dataset: Dataset, rows: int, seed: int = 0) -> tuple[Dataset,
     return train, held_out
 
 
-def _read(source: str, *, split: str, name: str | None, distributions: Sequence[str] | None) -> Any:
+def _read(
+    source: str, *, split: str, name: str | None, data_files: str | None, distributions: Sequence[str] | None
+) -> Any:
     """Return what the source holds: a ``Dataset``, or whatever ``load_dataset`` gives."""
+    if data_files is not None and (source == "docstrings" or _expand(source).exists()):
+        raise ValueError(
+            f"got data_files={data_files!r} of {source!r}, expected a data set on the hub: name the file in `source`"
+        )
     if source == "docstrings":
         pairs = load_docstring_pairs(distributions)
         texts = {"anchor": [summary for summary, _ in pairs], "positive": [paragraph for _, paragraph in pairs]}
@@ -187,7 +195,11 @@ def _read(source: str, *, split: str, name: str | None, distributions: Sequence[
         return datasets.load_from_disk(str(path))
     if source.startswith((".", "~")) or path.is_absolute() or path.name.lower().endswith(ENDINGS):
         raise FileNotFoundError(f"no such file or folder: {path} (source {source!r})")
-    return datasets.load_dataset(source, name, split=split)
+    if data_files is None:
+        return datasets.load_dataset(source, name, split=split)
+    # As with local files: the captions "None" and "NA" are texts.
+    options = LOADERS[".csv"][1] if data_files.lower().endswith((".csv", ".csv.gz")) else {}
+    return datasets.load_dataset(source, name, data_files=data_files, split=split, **options)
 
 
 def _expand(source: str) -> Path:

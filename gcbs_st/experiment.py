@@ -7,6 +7,7 @@ steps, and differs in the fields of `train` that its entry names.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import logging
@@ -21,7 +22,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
 from sentence_transformers.sentence_transformer import losses
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import set_seed
@@ -32,15 +37,16 @@ from gcbs_st.arguments import GCBSTrainingArguments
 from gcbs_st.checkpoint import last_whole_checkpoint
 from gcbs_st.config import ConfigError, ExperimentConfig, LossConfig, dump_config
 from gcbs_st.corpus import corpus_hash, load_corpus, split_held_out
-from gcbs_st.evaluation import evaluate_sts, heldout_mrr
+from gcbs_st.evaluation import StsEvaluator, evaluate_sts, heldout_mrr
 from gcbs_st.files import save_model, write_json, write_text
-from gcbs_st.models import load_model, use_sparse_gradients
+from gcbs_st.models import load_model, remove_training_head, use_sparse_gradients
 from gcbs_st.sts_data import StsTask, load_sts_tasks
 from gcbs_st.trainer import GCBSTrainer
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+DEV_TASK = "STSBenchmark-dev"
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,9 @@ def run_experiment(config: ExperimentConfig, *, resume: bool = False) -> dict[st
     output = Path(config.output)
     arguments = {name: training_arguments(config, name) for name in config.runs}
     materials = load_materials(config)
-    records: dict[str, Record] = {"before": score(_model(config), config, materials)}
+    # A new head is drawn at random: seeded as each run is, so that its scores are repeatable too.
+    set_seed(next(iter(arguments.values())).seed)
+    records: dict[str, Record] = {"before": score(initial_model(config), config, materials)}
     for name in config.runs:
         folder = output / name
         done = _finished(folder, config, name, materials) if resume else None
@@ -163,29 +171,73 @@ def run(
     """
     folder = Path(config.output) / name
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.yaml", dump_config(dataclasses.replace(config, runs={name: config.runs[name]})))
+    write_text(folder / "config.yaml", _dump_run(config, name))
     set_seed(args.seed)
-    model = _model(config)
+    model = initial_model(config)
     sparse = config.model.sparse_gradients and use_sparse_gradients(model)
     trainer = GCBSTrainer(
         model,
         args,
-        materials.train,
+        training_rows(materials.train, args),
         loss=make_loss(config.loss, model),
+        evaluator=dev_evaluator(config, args, materials),
         optimizer_cls_and_kwargs=(torch.optim.SparseAdam, {"lr": args.learning_rate}) if sparse else None,
     )
     checkpoint = last_whole_checkpoint(folder) if resume else None
     with few_threads(model):
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    remove_training_head(model)
     record = {
         **score(model, config, materials),
-        **_training_record(trainer, outcome),
-        **_provenance(config, name, materials),
+        **training_record(trainer, outcome),
+        **provenance(config, name, materials),
     }
+    if args.load_best_model_at_end:
+        record["best_step"] = trainer.state.best_global_step
     save_model(model, folder / "model")
     # Written last: a folder with results is a finished run.
     write_json(folder / "results.json", record)
     return record
+
+
+def training_rows(rows: Dataset, args: SentenceTransformerTrainingArguments) -> Dataset:
+    """Returns the rows without their groups where a run does not ask for them: they would be trained on as text.
+
+    Args:
+        rows: of the corpus.
+        args: the training arguments of a run.
+
+    Returns:
+        The rows that the trainer takes.
+    """
+    asked = getattr(args, "group_column", None)
+    return rows if asked == "group" or "group" not in rows.column_names else rows.remove_columns("group")
+
+
+def dev_evaluator(config: ExperimentConfig, args: GCBSTrainingArguments, materials: Materials) -> StsEvaluator | None:
+    """Returns what scores the model during training, by which the best checkpoint is chosen: STS-B dev, never a test.
+
+    Its metric is `eval_sts_STSBenchmark-dev_spearman`, for `train.metric_for_best_model`.
+
+    Args:
+        config: the experiment.
+        args: the training arguments of a run.
+        materials: the data.
+
+    Returns:
+        The evaluator; None where `train.eval_strategy` asks for no evaluation.
+
+    Raises:
+        ConfigError: the dev split of STSBenchmark is not among the tasks.
+    """
+    if args.eval_strategy == "no":
+        return None
+    if DEV_TASK not in materials.tasks:
+        raise ConfigError(
+            f"train.eval_strategy: got {getattr(args.eval_strategy, 'value', args.eval_strategy)!r}, but {config.evaluation.sts} with the splits "
+            f"{config.evaluation.splits} has no {DEV_TASK}; add dev to evaluation.splits, or evaluate no steps."
+        )
+    return StsEvaluator({DEV_TASK: materials.tasks[DEV_TASK]}, batch_size=config.evaluation.batch_size)
 
 
 @contextmanager
@@ -253,13 +305,30 @@ def score(model: SentenceTransformer, config: ExperimentConfig, materials: Mater
     return {name: round(value, 4) for name, value in scores.items()}
 
 
-def _model(config: ExperimentConfig) -> SentenceTransformer:
+def initial_model(config: ExperimentConfig) -> SentenceTransformer:
+    """Returns the untrained model, the same at each call.
+
+    Args:
+        config: the experiment.
+
+    Returns:
+        A new object.
+    """
     options = dataclasses.asdict(config.model)
     del options["sparse_gradients"]
     return load_model(options.pop("name"), **options)
 
 
-def _training_record(trainer: GCBSTrainer, outcome: TrainOutput) -> Record:
+def training_record(trainer: SentenceTransformerTrainer, outcome: TrainOutput) -> Record:
+    """Returns what a run's record holds of its training: steps, loss, plans and seconds.
+
+    Args:
+        trainer: that has trained; the host's makes no plans.
+        outcome: what its `train` returned.
+
+    Returns:
+        The entries.
+    """
     plans = [entry for entry in trainer.state.log_history if "gcbs/plan_seconds" in entry]
     return {
         "steps": outcome.global_step,
@@ -273,7 +342,17 @@ def _training_record(trainer: GCBSTrainer, outcome: TrainOutput) -> Record:
     }
 
 
-def _provenance(config: ExperimentConfig, name: str, materials: Materials) -> Record:
+def provenance(config: ExperimentConfig, name: str, materials: Materials) -> Record:
+    """Returns what a run's record holds of where it comes from: seed, data, commit and versions.
+
+    Args:
+        config: the experiment.
+        name: of the run.
+        materials: the data.
+
+    Returns:
+        The entries.
+    """
     packages = (
         "gcbs_st",
         "sentence-transformers",
@@ -302,8 +381,9 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache
 def _commit() -> str | None:
-    """The commit of a checkout, with a + where files differ from it; None for an installed package."""
+    """The commit of a checkout when first asked, + where files differ from it; None for an installed package."""
     try:
         return subprocess.run(
             ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
@@ -313,13 +393,16 @@ def _commit() -> str | None:
         return None
 
 
+def _dump_run(config: ExperimentConfig, name: str) -> str:
+    """The configuration of one run alone; `arms` are no matter of it."""
+    return dump_config(dataclasses.replace(config, runs={name: config.runs[name]}, arms={}))
+
+
 def _finished(folder: Path, config: ExperimentConfig, name: str, materials: Materials) -> Record | None:
     """The record of a finished run of the same configuration and data, or None."""
     try:
         record = json.loads((folder / "results.json").read_text())
-        same = (folder / "config.yaml").read_text() == dump_config(
-            dataclasses.replace(config, runs={name: config.runs[name]})
-        )
+        same = (folder / "config.yaml").read_text() == _dump_run(config, name)
     except (OSError, ValueError):
         return None
     return record if same and record.get("corpus_hash") == materials.corpus_hash else None

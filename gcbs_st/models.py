@@ -8,10 +8,32 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, StaticEmbedding, Transformer
 from torch import nn
 
 PACKAGE_PREFIX = "package:"
+HEADS = ("training", "kept")
+
+
+class TrainingHead(Dense):
+    """A dense layer that only training sees: in evaluation mode texts pass it unchanged.
+
+    Unsupervised SimCSE trains through such a head and scores without it. So evaluation during training and
+    the embeddings that batches are planned from, both made in evaluation mode, are those of the final model.
+    Checkpoints hold the head, since a resumed run needs it; `remove_training_head` takes it off at the end.
+    """
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Returns the features, with the embedding projected in training mode and as it is otherwise.
+
+        Args:
+            features: what the module before gives.
+            kwargs: not used.
+
+        Returns:
+            The same dict.
+        """
+        return super().forward(features) if self.training else features
 
 
 def resolve_model_name(name: str) -> str:
@@ -62,6 +84,7 @@ def load_model(
     layers: int | None = None,
     pooling: str | None = None,
     max_seq_length: int | None = None,
+    head: str | None = None,
     device: str | None = None,
 ) -> SentenceTransformer:
     """Returns the model that training starts from.
@@ -72,6 +95,9 @@ def load_model(
         layers: keep the first so many layers of the transformer; None for all.
         pooling: "cls", "mean", "max" ... in place of the model's own; "mean" for a plain transformer.
         max_seq_length: tokens a text is cut to; None for the model's own. Static models cut nothing.
+        head: a new dense layer with tanh after the pooling, as in SimCSE: "training" for one that evaluation and
+            the saved model do without, "kept" for one that stays; None for none. Its weights are drawn from torch's
+            global generator.
         device: "cpu", "cuda" ...; None for the best there is.
 
     Returns:
@@ -86,10 +112,13 @@ def load_model(
         >>> len(model[0].auto_model.encoder.layer)
         2
     """
-    if static and (layers is not None or pooling is not None or max_seq_length is not None):
+    if static and any(option is not None for option in (layers, pooling, max_seq_length, head)):
         raise ValueError(
-            "model: static keeps the word vectors alone; it does not go with layers, pooling or max_seq_length."
+            "model: static keeps the word vectors alone; it does not go with layers, pooling or max_seq_length, nor "
+            "with head."
         )
+    if head not in (None, *HEADS):
+        raise ValueError(f"model: head={head!r}, expected one of {', '.join(HEADS)}, or null for none.")
     model = SentenceTransformer(resolve_model_name(name), device=device)
     if static:
         return _static_model(model, device)
@@ -99,6 +128,8 @@ def load_model(
         _set_pooling(model, pooling)
     if max_seq_length is not None:
         model.max_seq_length = max_seq_length
+    if head is not None:
+        _add_head(model, keep=head == "kept")
     return model
 
 
@@ -177,12 +208,45 @@ def _set_pooling(model: SentenceTransformer, mode: str) -> None:
     # In place of the model's own, or right after the transformer.
     position = next((i for i, module in enumerate(model) if isinstance(module, Pooling)), None)
     if position is None:
-        modules: list[Any] = [model[0], pooling, *list(model)[1:]]
-        model._modules.clear()
-        for i, module in enumerate(modules):
-            model.add_module(str(i), module)
+        _insert(model, 1, pooling)
     else:
         model[position] = pooling
+
+
+def _insert(model: SentenceTransformer, position: int, module: nn.Module) -> None:
+    # Not Sequential.insert, which takes the names of the modules for their numbers.
+    modules = list(model)
+    modules.insert(position, module)
+    model._modules.clear()
+    for i, entry in enumerate(modules):
+        model.add_module(str(i), entry)
+
+
+def _add_head(model: SentenceTransformer, *, keep: bool) -> None:
+    width: Any = model.get_embedding_dimension()
+    head = (Dense if keep else TrainingHead)(width, width, activation_function=nn.Tanh())
+    # As the layers of the transformer were, and as SimCSE initialises its head.
+    config: Any = getattr(getattr(model[0], "auto_model", None), "config", None)
+    nn.init.normal_(head.linear.weight, std=getattr(config, "initializer_range", 0.02))
+    nn.init.zeros_(head.linear.bias)
+    # Right after the pooling: a Normalize behind it must see what the head gives.
+    position = next((i for i, module in enumerate(model) if isinstance(module, Pooling)), len(model) - 1)
+    _insert(model, position + 1, head.to(model.device).train(model.training))
+
+
+def remove_training_head(model: SentenceTransformer) -> bool:
+    """Takes the training head off a model, in place; its embeddings in evaluation mode stay what they are.
+
+    Args:
+        model: any model.
+
+    Returns:
+        Whether it had one.
+    """
+    positions = [i for i, module in enumerate(model) if isinstance(module, TrainingHead)]
+    for position in reversed(positions):
+        model.pop(position)
+    return bool(positions)
 
 
 def parameter_count(model: torch.nn.Module) -> int:

@@ -8,8 +8,9 @@ mteb, which is large and optional.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
@@ -33,6 +34,7 @@ def evaluate_sts_mteb(
     tasks: Mapping[str, StsTask],
     *,
     model_name: str,
+    revision: str = "local",
     output_folder: str | None = None,
     batch_size: int = 128,
 ) -> dict[str, float]:
@@ -46,9 +48,10 @@ def evaluate_sts_mteb(
         model: The model to score.
         tasks: Test tasks by name, as ``load_sts_tasks`` returns them. The rows are those given, so SICK-R is the
             part the caller loaded and not mteb's 9,927 pairs.
-        model_name: Name of the model in mteb's result files.
-        output_folder: Folder for mteb's result files; earlier results of this name in it are replaced. None writes
-            nothing.
+        model_name: Name of the model in mteb's result files, ``ORGANISATION/NAME``.
+        revision: Of the model, in the result files and their path.
+        output_folder: Folder for mteb's result files; earlier results of this name and revision in it are replaced.
+            None writes nothing.
         batch_size: Texts a forward pass.
 
     Returns:
@@ -62,21 +65,8 @@ def evaluate_sts_mteb(
         raise ValueError(f"mteb protocol: got tasks {refused}, expected one or more of {', '.join(_MTEB_NAMES)}")
     if {"SICK-R", "SICK-R-all"} <= tasks.keys():
         raise ValueError("mteb protocol: got SICK-R and SICK-R-all, expected one; mteb calls both SICK-R")
-    with preserved_state(model):
-        encoder = SentenceTransformerEncoderWrapper(model)
-        # Without a name of its own a fine-tuned model takes its base model's in mteb's records.
-        encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(update={"name": model_name, "revision": "local"})
-        results = mteb.evaluate(
-            encoder,
-            [_fill_stock_task(_MTEB_NAMES[name], task) for name, task in tasks.items()],
-            # Never the default cache: its key is the model's name, so it returns other weights' scores.
-            cache=None if output_folder is None else mteb.ResultCache(output_folder),
-            overwrite_strategy="always",
-            co2_tracker=False,
-            show_progress_bar=False,
-            encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
-        )
-    by_mteb_name = {result.task_name: 100 * float(result.get_score()) for result in results.task_results}
+    stock = [_fill_stock_task(_MTEB_NAMES[name], task) for name, task in tasks.items()]
+    by_mteb_name = _evaluate(model, stock, (model_name, revision), output_folder, batch_size)
     scores = {name: by_mteb_name[_MTEB_NAMES[name]] for name in tasks}
     undefined = [name for name, score in scores.items() if math.isnan(score)]
     if undefined:
@@ -86,10 +76,89 @@ def evaluate_sts_mteb(
     return add_average(scores)
 
 
+def evaluate_hub_tasks(
+    model: SentenceTransformer,
+    tasks: Sequence[str],
+    *,
+    model_name: str,
+    revision: str,
+    output_folder: str | None = None,
+    batch_size: int = 128,
+) -> dict[str, float]:
+    """Return mteb's main score x 100 of each task, on the data that mteb itself loads from the hub.
+
+    Args:
+        model: The model to score.
+        tasks: Names of mteb's tasks, of any type.
+        model_name: Name of the model in mteb's result files, ``ORGANISATION/NAME``.
+        revision: Of the model, in the result files and their path.
+        output_folder: As in ``evaluate_sts_mteb``.
+        batch_size: Texts a forward pass.
+
+    Returns:
+        Task -> score; no average, since mteb's seven are not SimCSE's.
+
+    Raises:
+        ValueError: If mteb does not know a task.
+        OSError: If the hub cannot be reached.
+    """
+    try:
+        stock = [mteb.get_task(name) for name in tasks]
+    except KeyError as error:
+        raise ValueError(f"mteb protocol: {' '.join(map(str, error.args))}") from None
+    return _evaluate(model, stock, (model_name, revision), output_folder, batch_size)
+
+
+def weights_hash(model: SentenceTransformer) -> str:
+    """Return a revision for a model that has none: a hash of its modules and weights.
+
+    mteb keys its results by name and revision, and a model that is trained anew in the same folder has the same name.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The first 16 hexadecimal digits of a SHA-256.
+    """
+    digest = hashlib.sha256(str(model).encode())
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _evaluate(
+    model: SentenceTransformer,
+    tasks: Sequence[mteb.AbsTask],
+    identity: tuple[str, str],
+    output_folder: str | None,
+    batch_size: int,
+) -> dict[str, float]:
+    """Return the main score x 100 of each task, by mteb's name of it."""
+    with preserved_state(model):
+        encoder = SentenceTransformerEncoderWrapper(model)
+        # Without a name of its own a fine-tuned model takes its base model's in mteb's records.
+        update = dict(zip(("name", "revision"), identity, strict=True))
+        encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(update=update)
+        results = mteb.evaluate(
+            encoder,
+            list(tasks),
+            # Never the default cache: its key is the model's name, so it returns other weights' scores.
+            cache=None if output_folder is None else mteb.ResultCache(output_folder),
+            overwrite_strategy="always",
+            co2_tracker=False,
+            show_progress_bar=False,
+            encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
+        )
+    return {result.task_name: 100 * float(result.get_score()) for result in results.task_results}
+
+
 def _fill_stock_task(name: str, task: StsTask) -> mteb.AbsTask:
     """Return mteb's task of that name with the given rows in place of the hub's."""
     stock = mteb.get_task(name)
     columns = {"sentence1": task.sentence1, "sentence2": task.sentence2, "score": task.scores}
     stock.dataset = DatasetDict({"test": Dataset.from_dict(columns)})
+    # The result files say which data they are of, and these rows need not be those of the hub's revision.
+    stock.metadata = stock.metadata.model_copy(update={"dataset": {**stock.metadata.dataset, "revision": "local"}})
     stock.data_loaded = True
     return stock

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import time
 import warnings
@@ -18,6 +19,7 @@ from pathlib import Path
 EXAMPLE = """examples:
   python scripts/train_sts.py --config configs/quickstart.yaml
   python scripts/train_sts.py --config configs/quickstart.yaml --set train.learning_rate=0.001 --json results.json
+  python scripts/train_sts.py --config configs/simcse_sup_bert_base.yaml --dry-run
 """
 
 
@@ -39,6 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--json", metavar="FILE", help="also write the records there")
     parser.add_argument("--resume", action="store_true", help="keep finished runs and go on with an interrupted one")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything on a tiny random model without network, take two steps a run, and say what the full run "
+        "would download and cost",
+    )
     parser.add_argument("--verbose", action="store_true", help="show tracebacks and the libraries' messages")
     arguments = parser.parse_args(argv)
     logging.basicConfig(
@@ -46,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if not arguments.verbose:
         warnings.filterwarnings("ignore", category=UserWarning)
+    if arguments.dry_run:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read by the hub's library when it is imported
     began = time.perf_counter()
     # After the arguments: the libraries take seconds to import, and --help should not.
     from gcbs_st.config import load_config
@@ -55,6 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         config = load_config(arguments.config, arguments.set)
+        if arguments.dry_run:
+            from gcbs_st.dry_run import dry_run
+
+            with contextlib.redirect_stdout(sys.stderr):
+                report = dry_run(config)
+            print(f"{report}\n\n{time.perf_counter() - began:.0f} seconds in all; nothing was kept or downloaded.")
+            return 0
         # What the host prints while it trains must not get between the caller and the table.
         with contextlib.redirect_stdout(sys.stderr):
             records = run_experiment(config, resume=arguments.resume)

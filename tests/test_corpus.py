@@ -178,6 +178,37 @@ def test_hub_name_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(("sentence-transformers/all-nli", "pair"), {"split": "train[:4]"})] == calls
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "column"),
+    [
+        ("nli.csv", "sent0,sent1\nNone,a cat\nNA,a dog\n", "sent0"),
+        ("wiki.txt", "None\nNA\n", "text"),
+    ],
+)
+def test_one_file_of_a_hub_data_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, content: str, column: str
+) -> None:
+    """With `data_files` that file alone is read, of whichever kind, and words that look like missing values stay."""
+    (tmp_path / file).write_text(content)
+    (tmp_path / "other.tar").write_bytes(b"no data")
+    original = datasets.load_dataset
+
+    def load_dataset(source: str, *args: object, **keywords: object) -> Dataset:
+        assert "org/data" == source
+        return original(str(tmp_path), *args, cache_dir=str(tmp_path / "cache"), **keywords)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert ["None", "NA"] == list(load_corpus("org/data", data_files=file, columns=[column])["anchor"])
+
+
+def test_data_files_of_a_local_source_are_refused(tmp_path: Path) -> None:
+    """A key that would be ignored is named."""
+    write(tmp_path / "x.jsonl", ROWS)
+    for source in (str(tmp_path / "x.jsonl"), "docstrings"):
+        with pytest.raises(ValueError, match="got data_files='y.csv' of .* name the file in `source`"):
+            load_corpus(source, data_files="y.csv")
+
+
 @pytest.mark.parametrize("source", ["./data", "/nonesuch/data", "~/nonesuch-data", "folder/x.jsonl.gz", "X.CSV"])
 def test_missing_path_is_not_taken_for_a_hub_name(
     source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -13,6 +13,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from gcbs_st.config import ConfigError, load_config
+from gcbs_st.evaluation import evaluate_sts
 from gcbs_st.experiment import load_materials, run_experiment, training_arguments
 from gcbs_st.files import write_json
 from gcbs_st.report import experiment_table, markdown_table
@@ -109,6 +110,47 @@ def test_resume_does_not_keep_a_run_of_another_configuration(config_file, monkey
     monkeypatch.setattr(experiment, "run", lambda *args, **kwargs: ran.append(args[1]) or original(*args, **kwargs))
     run_experiment(load_config(config_file, ["train.learning_rate=0.02"]), resume=True)
     assert ["random", "gcbs"] == ran
+
+
+def test_the_best_checkpoint_by_sts_b_dev_is_kept(config_file, bert_folder, tmp_path):
+    """Training that ends worse than it was gives the model of the best step, scored and saved without training head."""
+    config = load_config(
+        config_file,
+        [
+            f"model={{name: {bert_folder}, head: training}}",
+            "runs={gcbs: {planner: gcbs}}",
+            "train={max_steps: 6, per_device_train_batch_size: 16, learning_rate: 0.05, warmup_steps: 0, seed: 3, "
+            "eval_strategy: steps, eval_steps: 1, save_strategy: steps, save_steps: 1, load_best_model_at_end: true, "
+            "metric_for_best_model: eval_sts_STSBenchmark-dev_spearman, disable_tqdm: true, use_cpu: true}",
+        ],
+    )
+    # Gold scores that the untrained model meets, so that training can only lose.
+    dev = tmp_path / "sts" / "STSBenchmark.dev.jsonl"
+    rows = [json.loads(line) for line in dev.read_text().splitlines()]
+    start = SentenceTransformer(str(bert_folder), device="cpu")
+    first, second = (start.encode([row[f"sentence{i}"] for row in rows], normalize_embeddings=True) for i in (1, 2))
+    golden = [{**row, "score": float(a @ b)} for row, a, b in zip(rows, first, second, strict=True)]
+    dev.write_text("".join(json.dumps(row) + "\n" for row in golden))
+    record = run_experiment(config)["gcbs"]
+    folder = Path(config.output) / "gcbs"
+    history = json.loads((folder / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
+    metric = "eval_sts_STSBenchmark-dev_spearman"
+    scores = {entry["step"]: entry[metric] for entry in history if metric in entry}
+    assert [1, 2, 3, 4, 5, 6] == list(scores)
+    best = max(scores, key=scores.get)
+    assert scores[best] > scores[6]  # otherwise this test could not fail
+    assert (best, pytest.approx(scores[best], abs=1e-3)) == (record["best_step"], record["STSBenchmark-dev"])
+    saved = SentenceTransformer(str(folder / "model"), device="cpu")
+    assert ["Transformer", "Pooling"] == [type(module).__name__ for module in saved]
+    tasks = load_materials(config).tasks
+    assert pytest.approx(scores[best], abs=1e-2) == evaluate_sts(saved, tasks)["STSBenchmark-dev"]
+
+
+def test_evaluation_during_training_needs_the_dev_task(config_file):
+    """The best checkpoint is never chosen on a test."""
+    overrides = ["evaluation.splits=[test]", "train.eval_strategy=epoch"]
+    with pytest.raises(ConfigError, match="'epoch', but .* has no STSBenchmark-dev; add dev to evaluation.splits"):
+        run_experiment(load_config(config_file, overrides))
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import json
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
-from transformers import AutoModel, AutoTokenizer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding
+from transformers import AutoModel, AutoTokenizer, set_seed
 
-from gcbs_st.models import load_model, parameter_count, resolve_model_name, use_sparse_gradients
+from gcbs_st import GCBSTrainer, GCBSTrainingArguments
+from gcbs_st.models import (
+    TrainingHead,
+    load_model,
+    parameter_count,
+    remove_training_head,
+    resolve_model_name,
+    use_sparse_gradients,
+)
 
 TEXTS = ["a red cat", "the dog runs"]
 
@@ -143,3 +154,102 @@ def test_sparse_gradients_touch_only_the_words_of_the_batch(static_model):
 def test_sparse_gradients_of_a_transformer_are_not_offered(bert_folder):
     """A transformer says no."""
     assert not use_sparse_gradients(SentenceTransformer(str(bert_folder), device="cpu"))
+
+
+def embed(model):
+    """What the loss sees of the texts."""
+    return model(model.preprocess(TEXTS))["sentence_embedding"]
+
+
+@pytest.mark.parametrize("head", ["training", "kept"])
+def test_a_head_is_dense_and_tanh_on_the_pooled_vector(bert_folder, head):
+    """In training both heads project; in evaluation mode only the one that is kept does, and gradients reach it."""
+    plain = load_model(str(bert_folder), pooling="cls", device="cpu")
+    model = load_model(str(bert_folder), pooling="cls", head=head, device="cpu")
+    pooled = embed(plain).detach()
+    dense = model[2].train()  # alone, since the dropout of the others would blur the comparison
+    expected = torch.tanh(pooled @ dense.linear.weight.T + dense.linear.bias)
+    torch.testing.assert_close(embed(model), expected)
+    assert isinstance(dense, TrainingHead) == (head == "training")
+    embed(model).sum().backward()
+    assert dense.linear.weight.grad.abs().sum() > 0
+    assert model[0].auto_model.encoder.layer[0].output.dense.weight.grad.abs().sum() > 0
+    torch.testing.assert_close(torch.tensor(model.encode(TEXTS)), pooled if head == "training" else expected.detach())
+
+
+def test_a_training_head_is_gone_from_the_final_model(bert_folder, tmp_path):
+    """Taken off, the model scores as before, and its folder loads without this package's classes."""
+    model = load_model(str(bert_folder), head="training", device="cpu")
+    before = model.encode(TEXTS)
+    assert remove_training_head(model)
+    assert not remove_training_head(model)
+    np.testing.assert_array_equal(before, model.encode(TEXTS))
+    model.save(str(tmp_path))
+    assert "gcbs_st" not in (tmp_path / "modules.json").read_text()
+    np.testing.assert_allclose(before, SentenceTransformer(str(tmp_path), device="cpu").encode(TEXTS), atol=1e-6)
+
+
+def test_a_kept_head_is_saved(bert_folder, tmp_path):
+    """A head that is kept is a plain Dense of sentence-transformers, and is not taken off."""
+    model = load_model(str(bert_folder), head="kept", device="cpu")
+    assert not remove_training_head(model)
+    model.save(str(tmp_path))
+    loaded = SentenceTransformer(str(tmp_path), device="cpu")
+    assert Dense is type(loaded[2])
+    np.testing.assert_allclose(model.encode(TEXTS), loaded.encode(TEXTS), atol=1e-6)
+
+
+def test_a_head_stands_before_a_normalisation(bert_folder, tmp_path):
+    """What normalises the pooled vector normalises the head's."""
+    source = SentenceTransformer(str(bert_folder), device="cpu")
+    source.append(Normalize())
+    source.save(str(tmp_path))
+    model = load_model(str(tmp_path), head="kept", device="cpu")
+    assert [Pooling, Dense, Normalize] == [type(module) for module in model][1:]
+    np.testing.assert_allclose(1, np.linalg.norm(model.encode(TEXTS), axis=1), rtol=1e-5)
+
+
+def test_a_head_is_drawn_anew_and_by_the_seed(bert_folder):
+    """The same seed gives the same head, so that runs are paired; another gives another."""
+    weights = []
+    for seed in (1, 1, 2):
+        set_seed(seed)
+        weights.append(load_model(str(bert_folder), head="kept", device="cpu")[2].linear.weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert 0.015 < float(weights[0].detach().std()) < 0.025
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head": "bogus"}, "head='bogus', expected one of training, kept, or null"),
+        ({"head": "kept", "static": True}, "static keeps the word vectors alone"),
+    ],
+)
+def test_an_unusable_head_is_refused(bert_folder, options, message):
+    """Unknown heads, and heads on word vectors."""
+    with pytest.raises(ValueError, match=message):
+        load_model(str(bert_folder), **options)
+
+
+def test_a_run_with_a_training_head_resumes(bert_folder, pairs, tmp_path):
+    """A checkpoint holds the head, so that an interrupted run ends with the weights of one that was not."""
+
+    def train(folder, *, resume=None):
+        set_seed(3)
+        model = load_model(str(bert_folder), head="training", device="cpu")
+        args = GCBSTrainingArguments(
+            str(tmp_path / folder), max_steps=4, save_steps=2, per_device_train_batch_size=16, learning_rate=1e-3,
+            report_to="none", disable_tqdm=True, use_cpu=True,
+        )  # fmt: skip
+        GCBSTrainer(model, args, pairs, loss=MultipleNegativesRankingLoss(model)).train(resume_from_checkpoint=resume)
+        return model
+
+    whole = train("whole")
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    types = [entry["type"] for entry in json.loads((checkpoint / "modules.json").read_text())]
+    assert "gcbs_st.models.TrainingHead" in types
+    resumed = train("resumed", resume=str(checkpoint))
+    for (name, weight), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(weight, other), name
