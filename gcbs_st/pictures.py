@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,110 @@ def draw_similarity(
         panel.set_visible(False)
     figure.colorbar(image, ax=axes, label="cosine of anchor and positive", shrink=0.8)
     save_figure(figure, Path(file))
+
+
+def draw_comparison(content: Mapping[str, Any], folder: str | Path) -> list[Path]:
+    """Writes the pictures of a comparison, as PNG.
+
+    Args:
+        content: what `gcbs_st.comparison.compare` returns, and `comparison.json` holds.
+        folder: where.
+
+    Returns:
+        The files: differences to the reference with their intervals, STS-B dev over the steps, and, if any
+        arm made plans, their quality over the steps. Random batches are not planned, and have none.
+    """
+    place, runs = Path(folder), content["runs"]
+    arms = list(content["arms"])
+    files = [place / "differences.png", place / "dev_scores.png"]
+    _draw_differences(content, files[0])
+    curves = {arm: [run["dev_curve"] for run in runs[arm].values()] for arm in arms}
+    panel = {"STS-B dev, Spearman x 100": {arm: _mean_line(lines, 2) for arm, lines in curves.items()}}
+    _draw_lines(f"STS-B dev, mean over {len(content['seeds'])} seeds", panel, arms, files[1])
+    logs = {arm: [run["plan_log"] for run in runs[arm].values()] for arm in arms}
+    if planned := {arm: log for arm, log in logs.items() if all(log)}:
+        titles = {
+            "gap": "gap to the global loss, nats",
+            "tail_coverage": "share of the 10 hardest negatives in the batch",
+            "false_negatives": "negatives above the positive, rows an anchor",
+        }
+        panels = {
+            title: {
+                arm: _mean_line([[(plan["step"], plan[key]) for plan in log] for log in seeds], 1)
+                for arm, seeds in planned.items()
+            }
+            for key, title in titles.items()
+        }
+        files.append(place / "plans.png")
+        _draw_lines("Plans when they are made, mean over the seeds", panels, arms, files[2])
+    return files
+
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; a second round of them is dashed.
+_COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
+_LINES = ("-", "--", ":")
+_MARKS = ("o", "s", "^")
+
+
+def _style(number: int) -> dict[str, Any]:
+    round_ = number // len(_COLOURS) % len(_LINES)
+    return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _LINES[round_], "marker": _MARKS[round_]}
+
+
+def _mean_line(lines: Sequence[Sequence[Sequence[float]]], column: int) -> tuple[list[float], list[float]]:
+    """Steps that all seeds have, and the mean over the seeds of a column there."""
+    tables = [{point[0]: point[column] for point in line} for line in lines]
+    steps = [step for step in tables[0] if all(step in table for table in tables)]
+    return steps, [float(np.mean([table[step] for table in tables])) for step in steps]
+
+
+def _draw_differences(content: Mapping[str, Any], file: Path) -> None:
+    reference, summary = content["reference"], content["arms"]
+    names = [name for name in ("avg", "STSBenchmark", "STSBenchmark-dev") if name in summary[reference]["scores"]]
+    arms = [arm for arm in summary if arm != reference]
+    figure, axes = pyplot.subplots(
+        1,
+        len(names),
+        figsize=(4.6 * len(names), 1.6 + 0.34 * len(arms)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    titles = {"avg": "mean of the STS tests", "STSBenchmark": "STS-B test", "STSBenchmark-dev": "STS-B dev"}
+    for panel, name in zip(axes.flat, names, strict=True):
+        for line, arm in enumerate(arms):
+            difference = summary[arm]["scores"][name]["difference"]
+            mean, interval = difference["mean"], difference["interval"] or [difference["mean"]] * 2
+            panel.plot(interval, [line, line], color=_COLOURS[4], linewidth=2)
+            panel.plot([mean], [line], color=_COLOURS[4], marker="o")
+        panel.axvline(0, color="black", linewidth=1)
+        panel.set_title(titles[name], fontsize=13)
+        panel.set_xlabel(f"difference to {reference},\npoints of Spearman x 100")
+        panel.grid(axis="x", alpha=0.3)
+    axes.flat[0].set_yticks(range(len(arms)), labels=arms)
+    axes.flat[0].invert_yaxis()
+    seeds = len(content["seeds"])
+    interval_words = "95 % t interval" if seeds > 1 else "no interval"
+    figure.suptitle(f"Paired differences, {seeds} seed{'s' * (seeds > 1)}, {interval_words}", fontsize=14)
+    save_figure(figure, file)
+
+
+def _draw_lines(
+    title: str, panels: Mapping[str, Mapping[str, tuple[list[float], list[float]]]], arms: Sequence[str], file: Path
+) -> None:
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(1.8 + 5.6 * len(panels), 5.2), squeeze=False, layout="constrained"
+    )
+    for panel, (label, lines) in zip(axes.flat, panels.items(), strict=True):
+        for arm, (steps, values) in lines.items():
+            panel.plot(steps, values, label=arm, markersize=3.5, linewidth=1.4, **_style(arms.index(arm)))
+        panel.set_xlabel("optimizer steps")
+        panel.set_ylabel(label, fontsize=12)
+        panel.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=14)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=11)
+    save_figure(figure, file)
 
 
 def save_figure(figure: Figure, file: Path) -> None:

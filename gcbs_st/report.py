@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
+
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("STSBenchmark-dev", "STS-B dev", "{:.2f}"),
     ("STSBenchmark", "STS-B test", "{:.2f}"),
@@ -64,3 +66,88 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
     return "\n".join([line(header), rule, *[line(row) for row in rows]])
+
+
+def comparison_report(content: Mapping[str, Any]) -> str:
+    """Returns a comparison as Markdown: its tables, and what they come from.
+
+    Args:
+        content: what `gcbs_st.comparison.compare` returns, and `comparison.json` holds.
+
+    Returns:
+        The text, without a final line end.
+    """
+    versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items() if version)
+    facts = [
+        f"command: `{content['command']}`",
+        f"config: {content['config_file']}",
+        f"commit of the runs: {', '.join(content['commits'])}",
+        f"corpus: {content['training_rows']} rows, hash {content['corpus_hash']}",
+        f"seeds: {', '.join(map(str, content['seeds']))}",
+        f"Python {content['python']}, {versions}",
+    ]
+    before = ", ".join(f"{name} {value:.2f}" for name, value in content["before"].items())
+    return "\n\n".join(
+        [
+            f"# {len(content['arms'])} arms, {len(content['seeds'])} seeds",
+            comparison_tables(content["arms"], content["reference"]),
+            f"Before training: {before}.",
+            "\n".join(f"- {fact}" for fact in facts),
+            f"The configuration:\n\n```yaml\n{yaml.safe_dump(content['config'], sort_keys=False).rstrip()}\n```",
+        ]
+    )
+
+
+def comparison_tables(summary: Mapping[str, Any], reference: str) -> str:
+    """Returns the tables of a comparison as Markdown.
+
+    Args:
+        summary: what `gcbs_st.statistics.summarise` returns.
+        reference: the arm that the others are compared with.
+
+    Returns:
+        Differences to the reference by task, mean scores by task, and times.
+    """
+    names = list(summary[reference]["scores"])
+    titles = {key: title for key, title, _ in _COLUMNS}
+    order = sorted(names, key=lambda name: {"avg": 0, "STSBenchmark-dev": 1}.get(name, 2))
+    header = ["arm", *[titles.get(name, name) for name in order]]
+    scores = [[arm, *[f"{entry['scores'][name]['mean']:.2f}" for name in order]] for arm, entry in summary.items()]
+    differences = [
+        [arm, *[_difference(entry["scores"][name]["difference"]) for name in order]]
+        for arm, entry in summary.items()
+        if arm != reference
+    ]
+    times = [[arm, *_times(entry)] for arm, entry in summary.items()]
+    columns = ["steps", "seconds", "of the reference's", "reached", "steps to it", "seconds to it", "of its seconds"]
+    return "\n\n".join(
+        [
+            f"Differences to {reference}, in points of Spearman x 100: mean over the seeds [95 % t interval] wins/pairs.",
+            markdown_table(header, differences),
+            "Mean scores over the seeds.",
+            markdown_table(header, scores),
+            f"Medians over the seeds, dev scoring not counted, planning and mining counted. Reached: seeds whose STS-B "
+            f"dev score comes to what {reference} of that seed ends with.",
+            markdown_table(["arm", *columns], times),
+        ]
+    )
+
+
+def _difference(difference: Mapping[str, Any] | None) -> str:
+    if difference is None:
+        return ""
+    low_high = "[{:+.2f}, {:+.2f}] ".format(*difference["interval"]) if difference["interval"] else ""
+    return f"{difference['mean']:+.2f} {low_high}{difference['wins']}/{difference['pairs']}"
+
+
+def _times(entry: Mapping[str, Any]) -> list[str]:
+    time, steps = entry["time_to_score"], sorted(set(entry["steps"]))
+    return [
+        "-".join(str(step) for step in (steps[:1] + steps[1:][-1:])),
+        f"{entry['seconds']['median']:.1f}",
+        f"x {entry['seconds_ratio']:.2f}",
+        f"{time['reached']}/{time['of']}",
+        f"{time['median_step']:.0f}" if time["reached"] else "",
+        f"{time['median_seconds']:.1f}" if time["reached"] else "",
+        f"x {time['median_seconds_share']:.2f}" if time["reached"] else "",
+    ]

@@ -1,0 +1,142 @@
+"""Scores of paired runs in, figures out: differences to a reference with their intervals, times to a score.
+
+Runs of one seed are pairs: they start from the same weights and see the same rows. What the seed does to both
+of them is no part of their difference, so intervals of differences are far narrower than those of the scores.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scipy.stats import t
+
+Record = Mapping[str, Any]
+Curve = Sequence[Sequence[float]]  # (step, seconds, score) each
+
+
+def paired_difference(
+    values: Sequence[float], reference: Sequence[float], *, confidence: float = 0.95
+) -> dict[str, Any]:
+    """Returns what is known of the difference of two paired samples.
+
+    Args:
+        values: k of them.
+        reference: k of them, in the same order.
+        confidence: of the interval.
+
+    Returns:
+        `mean` of the k differences, `interval` [low, high] of Student's t around it (None for k = 1, of which
+        nothing is known), `wins`, in how many pairs the value is above the reference, and `pairs`, k.
+
+    Raises:
+        ValueError: none, or not as many.
+
+    Example:
+        >>> paired_difference([3.0, 4.0, 6.0], [2.0, 2.0, 3.0])
+        {'mean': 2.0, 'interval': [-0.4841..., 4.4841...], 'wins': 3, 'pairs': 3}
+    """
+    if len(values) != len(reference) or not len(values):
+        raise ValueError(
+            f"pairs: got {len(values)} values and {len(reference)} references, expected as many, not none."
+        )
+    differences = [value - other for value, other in zip(values, reference, strict=True)]
+    mean, pairs = statistics.fmean(differences), len(differences)
+    interval = None
+    if pairs > 1:
+        half = float(t.ppf((1 + confidence) / 2, pairs - 1)) * statistics.stdev(differences) / math.sqrt(pairs)
+        interval = [mean - half, mean + half]
+    return {"mean": mean, "interval": interval, "wins": sum(d > 0 for d in differences), "pairs": pairs}
+
+
+def time_to_score(curve: Curve, target: float) -> dict[str, float] | None:
+    """Returns when a curve first reaches a score.
+
+    Args:
+        curve: (step, seconds, score) in the order of the steps.
+        target: to be reached.
+
+    Returns:
+        `step` and `seconds` of the first point at or above the target; None if there is none.
+
+    Example:
+        >>> time_to_score([(100, 2.0, 60.0), (200, 4.0, 63.0), (300, 6.0, 62.0)], 62.5)
+        {'step': 200, 'seconds': 4.0}
+    """
+    for step, seconds, value in curve:
+        if value >= target:
+            return {"step": int(step), "seconds": float(seconds)}
+    return None
+
+
+def summarise(records: Mapping[str, Mapping[int, Record]], reference: str, target: str) -> dict[str, Any]:
+    """Returns the figures of a comparison.
+
+    Args:
+        records: arm -> seed -> record of the run; all arms have the same seeds.
+        reference: the arm that the others are compared with.
+        target: the score of the reference at its end that the curves of `dev_curve` are to reach.
+
+    Returns:
+        Arm -> `scores` (name -> `mean`, `values`, and `difference`, see `paired_difference`), `seconds` and
+        `steps` of the runs, `seconds_ratio` to the reference, and `time_to_score`.
+
+    Raises:
+        ValueError: the reference is not among the arms, or an arm lacks a seed.
+    """
+    if reference not in records:
+        raise ValueError(f"reference: got {reference!r}, expected one of the arms {', '.join(records)}.")
+    seeds = list(records[reference])
+    for arm, runs in records.items():
+        if set(runs) != set(seeds):
+            raise ValueError(
+                f"arm {arm}: got the seeds {sorted(runs)}, expected those of {reference}, {sorted(seeds)}."
+            )
+    base = [records[reference][seed] for seed in seeds]
+    names = [name for name in base[0] if name.startswith(("STS", "SICK")) or name in ("avg", "heldout_mrr")]
+    summary = {}
+    for arm in records:
+        runs_of_arm = [records[arm][seed] for seed in seeds]
+        seconds = [run["seconds_total"] for run in runs_of_arm]
+        summary[arm] = {
+            "scores": {name: _compare(runs_of_arm, base, name, arm != reference) for name in names},
+            "steps": [run["steps"] for run in runs_of_arm],
+            "seconds": {"values": seconds, "median": statistics.median(seconds)},
+            "seconds_ratio": statistics.median(
+                own / other["seconds_total"] for own, other in zip(seconds, base, strict=True)
+            ),
+            "time_to_score": _times(runs_of_arm, base, target),
+            "gap_closed": statistics.fmean(run["gap_closed"] for run in runs_of_arm),
+        }
+    return summary
+
+
+def _compare(runs: Sequence[Record], base: Sequence[Record], name: str, differs: bool) -> dict[str, Any]:
+    values = [run[name] for run in runs]
+    difference = paired_difference(values, [run[name] for run in base]) if differs else None
+    return {"mean": statistics.fmean(values), "values": values, "difference": difference}
+
+
+def _times(runs: Sequence[Record], base: Sequence[Record], target: str) -> dict[str, Any]:
+    """When each run reaches what the reference of its seed ends with, and medians over those that do."""
+    times = [time_to_score(run["dev_curve"], other[target]) for run, other in zip(runs, base, strict=True)]
+    reached = [time for time in times if time]
+    return {
+        "per_seed": times,
+        "reached": len(reached),
+        "of": len(times),
+        "median_step": statistics.median(time["step"] for time in reached) if reached else None,
+        "median_seconds": statistics.median(time["seconds"] for time in reached) if reached else None,
+        # Of the reference's whole run, planning and mining included.
+        "median_seconds_share": (
+            statistics.median(
+                time["seconds"] / other["seconds_total"]
+                for time, other in zip(times, base, strict=True)
+                if time is not None
+            )
+            if reached
+            else None
+        ),
+    }
