@@ -207,11 +207,14 @@ class Harvester:
             self._warned = True
             logger.warning("%s; they keep the embeddings of an earlier step.", message)
 
+    # A compiled model must not take these into its graph: what they do is not computation.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         features = args[0] if args else kwargs.get("input")
         # Taken out: the model would hand what it does not know on to a transformer that takes any argument.
         self._thread.codes = features.pop(_CODES_KEY, None) if isinstance(features, dict) else None
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         codes, self._thread.codes = getattr(self._thread, "codes", None), None
         embeddings = output.get("sentence_embedding") if isinstance(output, Mapping) else None

@@ -166,6 +166,7 @@ SETTINGS = {
          "replan_steps": 1},
     ),
     "gradient checkpointing": (make_pairs, MNRL, {"gradient_checkpointing": True}),
+    "compiled": (make_pairs, MNRL, {"torch_compile": True, "torch_compile_backend": "eager"}),
     "prompts": (make_pairs, MNRL, {"prompts": {"anchor": "query: ", "positive": "passage: "}}),
     "transform": (transformed, MNRL, {}),
     "no duplicates": (make_pairs, MNRL, {"batch_sampler": "no_duplicates"}),
