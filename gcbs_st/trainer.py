@@ -396,7 +396,8 @@ class GCBSTrainer(SentenceTransformerTrainer):
         overlapping: bool = getattr(self.planner, "overlapping", False)
         rng = sampler.rng(_PLAN, sampler.plan_count, index)
         new: np.ndarray | None
-        if isinstance(self.planner, RandomPlanner) and type(self).plan_batches is GCBSTrainer.plan_batches:
+        blind = isinstance(self.planner, RandomPlanner) and not self.planner.measure
+        if blind and type(self).plan_batches is GCBSTrainer.plan_batches:
             new = self._separated(rng.permutation(np.sort(tail[:planned])), sampler)  # needs no embeddings
         else:
             # In the order of their ids, so that a plan depends on which rows are left and not on their last order.

@@ -700,3 +700,16 @@ def test_words_of_the_tests_are_known():
     """The tests' texts use words that the tests' models know."""
     assert {f"w{i}" for i in range(60)} == set(WORDS)
     assert 200 == len({tuple(row.values()) for row in make_pairs()})
+
+
+def test_random_batches_can_be_measured(tmp_path, pairs):
+    """With `measure` the same random batches are logged, with nothing closed."""
+    drawn = {}
+    for measure in (False, True):
+        model = make_static_model()
+        args = arguments(tmp_path, planner="random", planner_options={"measure": measure}, num_train_epochs=1)
+        trainer = trained(model, args, pairs.select(range(96)), RecordingTrainer)
+        drawn[measure] = batches_of_ids(trainer, pairs.select(range(96)))
+        assert measure == bool(logged(trainer))
+    assert drawn[False] == drawn[True]
+    assert abs(logged(trainer)[0]["gcbs/closed"]) < 0.5

@@ -17,6 +17,15 @@ class RandomPlanner:
         [0, 1, 2, 3]
     """
 
+    def __init__(self, *, measure: bool = False) -> None:
+        """Takes whether the trainer is to embed the rows all the same.
+
+        Args:
+            measure: log the gap of the random batches as that of any plan, at the price of embedding the rows.
+                The batches are the same.
+        """
+        self.measure = measure
+
     def plan(
         self, anchors: np.ndarray, positives: np.ndarray, batch_size: int, rng: np.random.Generator
     ) -> np.ndarray:
