@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
-from gcbs_st.planners.tbs import TailBatchPlanner, find_hardest
+from gcbs_st.planners.tbs import TailBatchPlanner
+from gcbs_st.products import find_hardest
 
 SCALE = 20.0
 
@@ -62,8 +63,8 @@ def test_tails_are_those_of_the_dense_products(k):
 
 def test_tiles_do_not_show(monkeypatch):
     """Small tiles, with shorter last ones, give the tails and sums of the dense products."""
-    monkeypatch.setattr("gcbs_st.planners.tbs._TILE_ROWS", 7)
-    monkeypatch.setattr("gcbs_st.planners.tbs._TILE_COLUMNS", 11)
+    monkeypatch.setattr("gcbs_st.products._TILE_ROWS", 7)
+    monkeypatch.setattr("gcbs_st.products._TILE_COLUMNS", 11)
     test_tails_are_those_of_the_dense_products(5)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from gcbs_st.planners.base import check_pairs
-from gcbs_st.planners.tbs import as_float32, dot, find_hardest, push
+from gcbs_st.products import as_float32, dot, find_hardest, push
 
 # Steps of a walk for each row of the batch, when no cap is given.
 _STEPS_A_ROW = 100
