@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default=MODEL, help="(default: %(default)s)")
     parser.add_argument("--planner", default="bisect", help="of all arms but random (default: %(default)s)")
     parser.add_argument("--arm", action="append", choices=[*ARMS], help="may be repeated (default: all)")
-    parser.add_argument("--rounds", type=int, default=3, help="of all arms one after the other (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="of all arms one after the other; 0 for no times (default: %(default)s)"
+    )
     parser.add_argument("--rows", type=int, help="instead of the setting's own number (store: 1,000,000)")
     parser.add_argument("--no-quality", action="store_true", help="do not measure what the plans close")
     parser.add_argument("--json", metavar="FILE", help="write all measurements here")
@@ -96,8 +98,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.setting != "store" and not arguments.pairs:
         parser.error(f"--setting {arguments.setting} needs --pairs")
-    if arguments.rounds < 1:
-        parser.error("--rounds: expected at least 1")
+    if arguments.rounds < 0:
+        parser.error("--rounds: expected 0 or more")
     return arguments
 
 
@@ -131,8 +133,8 @@ def measure_runs(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     results = {
         name: {
-            "seconds": statistics.median(run["seconds"] for run in runs[name]),
-            "times_random": statistics.median(
+            "seconds": median(run["seconds"] for run in runs[name]),
+            "times_random": median(
                 run["seconds"] / other["seconds"] for run, other in zip(runs[name], runs["random"], strict=True)
             ),
             "every_run": runs[name],
@@ -144,6 +146,11 @@ def measure_runs(arguments: argparse.Namespace) -> dict[str, Any]:
         "setting": arguments.setting, **setting, "rows": len(rows), "epochs": EPOCHS, "planner": arguments.planner,
         "rounds": arguments.rounds, "corpus_hash": corpus_hash(rows), "results": results,
     }  # fmt: skip
+
+
+def median(values: Iterable[float]) -> float | None:
+    """Return the median, None of nothing."""
+    return statistics.median(known) if (known := list(values)) else None
 
 
 def warm_up(arguments: argparse.Namespace, rows: Any) -> None:
@@ -343,7 +350,8 @@ def make_table(report: dict[str, Any]) -> str:
     lines = []
     for name, result in report["results"].items():
         plans = {int(plan["epoch"] + 0.5): plan for plan in result["plans"] or []}
-        cells = [f"{result['seconds']:.1f}", f"{result['times_random']:.3f}"]
+        times = result["seconds"], result["times_random"]
+        cells = ["", ""] if None in times else [f"{times[0]:.1f}", f"{times[1]:.3f}"]
         for epoch in range(EPOCHS):
             plan = plans.get(epoch, {})
             both = [plan.get(key) for key in ("closed_fresh", "closed_of_fresh_plan")]
