@@ -10,7 +10,8 @@ evaluation   score records  ->  experiment (runs that differ in one thing)  ->  
 
 from __future__ import annotations
 
+from gcbs_st.losses import EMC2Loss
 from gcbs_st.trainer import GCBSTrainer, GCBSTrainingArguments
 
-__all__ = ["GCBSTrainer", "GCBSTrainingArguments", "__version__"]
+__all__ = ["EMC2Loss", "GCBSTrainer", "GCBSTrainingArguments", "__version__"]
 __version__ = "0.1.0"

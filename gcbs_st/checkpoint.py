@@ -31,7 +31,6 @@ def write_plan(folder: str | Path, states: Mapping[str, Mapping[str, Any]], fing
         The file.
     """
     target = Path(folder) / PLAN_FILE
-    target.parent.mkdir(parents=True, exist_ok=True)
     orders = {f"order_{i}": state["order"] for i, state in enumerate(states.values())}
     described = {
         "fingerprint": fingerprint,
@@ -39,14 +38,27 @@ def write_plan(folder: str | Path, states: Mapping[str, Mapping[str, Any]], fing
             {"name": name, **{k: v for k, v in state.items() if k != "order"}} for name, state in states.items()
         ],
     }
+    write_arrays(target, orders, described)
+    return target
+
+
+def write_arrays(target: Path, arrays: Mapping[str, np.ndarray], described: Any) -> None:
+    """Writes arrays and what they are under a temporary name and renames it.
+
+    Args:
+        target: the file, whose folder is made if it is not there.
+        arrays: by name; "state" is taken.
+        described: anything that JSON holds.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_suffix(".npz.tmp")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, state=np.array(json.dumps(described)), **orders)
+            named: Any = {"state": np.array(json.dumps(described)), **arrays}
+            np.savez(file, **named)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    return target
 
 
 def read_plan(folder: str | Path) -> tuple[dict[str, dict[str, Any]], str]:
@@ -62,16 +74,35 @@ def read_plan(folder: str | Path) -> tuple[dict[str, dict[str, Any]], str]:
         ValueError: the file is not there or is damaged; the message says which.
     """
     file = Path(folder) / PLAN_FILE
+    orders, described = read_arrays(file)
+    try:
+        states = {
+            sampler["name"]: {**sampler, "order": orders[f"order_{i}"]}
+            for i, sampler in enumerate(described["samplers"])
+        }
+        return states, described["fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None
+
+
+def read_arrays(file: Path) -> tuple[dict[str, np.ndarray], Any]:
+    """Returns what `write_arrays` wrote.
+
+    Args:
+        file: the file.
+
+    Returns:
+        The arrays by name, and what they are.
+
+    Raises:
+        ValueError: the file is not there or is damaged; the message says which.
+    """
     if not file.is_file():
         raise ValueError(f"{file} is not there")
     try:
         with np.load(file, allow_pickle=False) as stored:
-            described = json.loads(str(stored["state"]))
-            states = {
-                sampler["name"]: {**sampler, "order": stored[f"order_{i}"]}
-                for i, sampler in enumerate(described["samplers"])
-            }
-            return states, described["fingerprint"]
+            arrays = {name: stored[name] for name in stored.files}
+        return arrays, json.loads(str(arrays.pop("state")))
     # RuntimeError: a damaged byte can also read as a zip feature that Python lacks, or as encryption.
     except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None

@@ -30,6 +30,7 @@ from gcbs_st.planners import RandomPlanner, check_order
 from gcbs_st.planners.base import check_batches
 from gcbs_st.planning import clusters_at, fingerprint, loss_scale, parts_of, plan_record, source_options, take_groups
 from gcbs_st.ranks import agree, agree_on_rows, on_one_node
+from gcbs_st.row_states import RowStates
 from gcbs_st.sampler import PlannedBatchSampler
 from gcbs_st.sources import EmbeddingSource, Fetched, Part
 
@@ -101,6 +102,7 @@ class GCBSTrainer(SentenceTransformerTrainer):
         self._building_train_loader = False
         self._resume_folder: str | None = None
         self._source: EmbeddingSource | None = None
+        self._row_states: RowStates | None = None
         self._began = 0.0
         self._fingerprint: str | None = None
         self.planner = args.make_planner() if args is not None else GCBSTrainingArguments("unused").make_planner()
@@ -220,7 +222,7 @@ class GCBSTrainer(SentenceTransformerTrainer):
             self._close_source()
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Computes the loss as the host does, and harvests the embeddings that it computes on the way.
+        """Computes the loss as the host does, tells it which rows it sees if it asks, and harvests their embeddings.
 
         Args:
             model: the host's.
@@ -232,9 +234,9 @@ class GCBSTrainer(SentenceTransformerTrainer):
             The host's loss.
         """
         rows = inputs.pop(ROWS_KEY, None)
-        if rows is None or self._source is None:
+        if rows is None or self._source is None or self._row_states is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        with self._source.watching(rows, self.state.global_step):
+        with self._row_states.telling(rows), self._source.watching(rows, self.state.global_step):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Any]], Any]:
@@ -266,6 +268,8 @@ class GCBSTrainer(SentenceTransformerTrainer):
         with_plan = not self.args.save_only_model
         if with_plan and self._source is not None:
             self._source.sync()  # all processes save, but only one writes
+        if with_plan and self._row_states is not None:
+            self._row_states.merge(self.args.device)
         if not self.args.should_save:
             super().save_model(output_dir, _internal_call)
             return
@@ -276,6 +280,8 @@ class GCBSTrainer(SentenceTransformerTrainer):
         if with_plan:
             if self._source is not None:
                 self._source.save(Path(output_dir))
+            if self._row_states is not None:
+                self._row_states.save(Path(output_dir))
             states = {name: sampler.state_dict() for name, sampler in self.planned_samplers.items()}
             write_plan(output_dir, states, self._training_set_fingerprint())
 
@@ -319,9 +325,11 @@ class GCBSTrainer(SentenceTransformerTrainer):
             )
             parts[name] = Part(dataset, columns)
         harvest = self.args.embedding_source == "harvest"
-        if harvest:
-            number_rows(loader)
         ranks = self.args.world_size
+        sizes = {name: len(part.dataset) for name, part in parts.items()}
+        self._row_states = RowStates(self.loss, sizes, self._features_of, seed=self.args.seed, processes=ranks)
+        if harvest or self._row_states.losses:
+            number_rows(loader)
         self._source = EmbeddingSource(
             self.model,
             parts,
@@ -332,9 +340,21 @@ class GCBSTrainer(SentenceTransformerTrainer):
             device=self.args.device,
         )
 
+    def _features_of(self, name: str, rows: np.ndarray, column: int) -> dict[str, Any]:
+        """The features of some rows of one text column, as the training loader and the host make them."""
+        part = self.source.parts[name]
+        kept = {part.columns[column].name, "dataset_name"}
+        block = part.dataset[rows]
+        values = {key: block[key] for key in block if key in kept}
+        examples = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+        inputs = self._prepare_inputs(self.data_collator(examples))
+        return super().collect_features(inputs)[0][0]
+
     def _close_source(self) -> None:
         if self._source is not None:
             self._source.close()
+        if self._row_states is not None:
+            self._row_states.close()
         self._source = None
 
     # ---------------------------------------------------------------- planning
@@ -353,6 +373,8 @@ class GCBSTrainer(SentenceTransformerTrainer):
         if folder is None:
             return False
         self.source.load(Path(folder))
+        if self._row_states is not None:
+            self._row_states.load(Path(folder))
         if self.args.ignore_data_skip:
             return False
         try:

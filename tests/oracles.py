@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
@@ -72,3 +73,33 @@ def batches_with_a_value_twice(values: np.ndarray, order: np.ndarray, batch_size
                 if any(a == b for a in values[row].tolist() for b in values[other].tolist()):
                     found.append(batch)
     return sorted(set(found))
+
+
+class SlowChains:
+    """EMC2 one row and one proposal at a time; numbers are drawn as `EMC2Loss` documents, from seed and visit."""
+
+    def __init__(self, burn_in: float, stale: str, seed: int = 0) -> None:
+        self.burn_in, self.stale, self.seed = burn_in, stale, seed
+        self.clock = 0
+        self.state: dict[int, int] = {}
+        self.score: dict[int, float] = {}
+
+    def visit(self, ids: list[int], scores: np.ndarray, direction: int = 0) -> dict[int, list[int]]:
+        """The samples of each row of the batch; `scores` are of all rows with all rows, as they are now."""
+        self.clock += 1
+        key = [self.seed, 0, self.clock, direction]
+        number = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        size, samples = len(ids), {}
+        chances = torch.rand(size, size - 1, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+        for place, row in enumerate(ids):
+            if self.stale == "rescore" and row in self.state:
+                self.score[row] = np.float32(scores[row, self.state[row]])
+            samples[row] = []
+            for step in range(size - 1):
+                candidate = ids[(place + step + 1) % size]
+                proposed = np.float32(scores[row, candidate])
+                if row not in self.state or math.log(chances[place, step]) < proposed - self.score[row]:
+                    self.state[row], self.score[row] = candidate, proposed
+                if step >= int(self.burn_in * (size - 1)):
+                    samples[row].append(self.state[row])
+        return samples
