@@ -1,7 +1,7 @@
 """The trainer: the host's trainer, whose training batches are composed from the model's own embeddings.
 
-The way of a plan: `ReplanCallback` says when, this module embeds the rows, asks the planner and hands the
-order to the `PlannedBatchSampler`. Everything that several processes have to agree on is in this file.
+The way of a plan: `ReplanCallback` says when, the `Replanner` fetches embeddings, asks the planner and hands the
+order to the `PlannedBatchSampler`. This module is what the host calls and what users override.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,25 +21,21 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gcbs_st.arguments import GCBSTrainingArguments
 from gcbs_st.callback import ReplanCallback
-from gcbs_st.checkpoint import last_whole_checkpoint, read_plan, write_plan
+from gcbs_st.checkpoint import last_whole_checkpoint, write_plan
 from gcbs_st.corpus import require_map_style
 from gcbs_st.duplicates import SharedValues
 from gcbs_st.embeddings import text_columns
 from gcbs_st.harvest import ROWS_KEY, number_rows
-from gcbs_st.planners import RandomPlanner, check_order
-from gcbs_st.planners.base import check_batches
-from gcbs_st.planning import clusters_at, fingerprint, loss_scale, parts_of, plan_record, source_options, take_groups
-from gcbs_st.ranks import agree, agree_on_rows, on_one_node
+from gcbs_st.planning import fingerprint, parts_of, source_options, take_groups
+from gcbs_st.ranks import on_one_node
+from gcbs_st.replanner import Replanner
 from gcbs_st.row_states import RowStates
 from gcbs_st.sampler import PlannedBatchSampler
-from gcbs_st.sources import EmbeddingSource, Fetched, Part
+from gcbs_st.sources import EmbeddingSource, Part
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["GCBSTrainer", "GCBSTrainingArguments"]
-
-# Purposes of a sampler's generators.
-_PLAN, _SHUFFLE = 1, 2
 
 
 class GCBSTrainer(SentenceTransformerTrainer):
@@ -100,20 +96,23 @@ class GCBSTrainer(SentenceTransformerTrainer):
             args = GCBSTrainingArguments.from_plain(args)
         self.planned_samplers: dict[str, PlannedBatchSampler] = {}
         self._building_train_loader = False
-        self._resume_folder: str | None = None
+        self.resume_folder: str | None = None
         self._source: EmbeddingSource | None = None
-        self._row_states: RowStates | None = None
-        self._began = 0.0
+        self.row_states: RowStates | None = None
+        self.began = 0.0
         self._fingerprint: str | None = None
         self.planner = args.make_planner() if args is not None else GCBSTrainingArguments("unused").make_planner()
         self._groups: dict[str, list[Any]] = {}
         if args is not None and args.group_column is not None:
             train_dataset, self._groups = take_groups(train_dataset, args.group_column)
         super().__init__(model, args, train_dataset, *rest, **kwargs)
-        self._clusters_at_end: int = getattr(self.planner, "clusters_per_batch", 1)
+        self.clusters_at_end: int = getattr(self.planner, "clusters_per_batch", 1)
         if hasattr(self.planner, "show_progress"):
             self.planner.show_progress = not self.args.disable_tqdm and self.is_world_process_zero()
-        self.add_callback(ReplanCallback(self._begin_epoch, self._replan_tails, self._steps_an_epoch))
+        self.replanner = Replanner(self)
+        self.add_callback(
+            ReplanCallback(self.replanner.begin_epoch, self.replanner.replan_tails, self._steps_an_epoch)
+        )
 
     # ---------------------------------------------------------------- for users to override
 
@@ -134,6 +133,11 @@ class GCBSTrainer(SentenceTransformerTrainer):
             (n,) integers, a bijection of 0..n-1.
         """
         return self.planner.plan(anchors, positives, batch_size, rng)
+
+    @property
+    def plans_differently(self) -> bool:
+        """Whether `plan_batches` is overridden, so that it may want embeddings whatever the planner."""
+        return type(self).plan_batches is not GCBSTrainer.plan_batches
 
     # ---------------------------------------------------------------- what the host calls
 
@@ -214,8 +218,8 @@ class GCBSTrainer(SentenceTransformerTrainer):
                     f"resume_from_checkpoint=True, but {self.args.output_dir} holds no checkpoint that was written to its "
                     "end. Start without resuming."
                 )
-        self._resume_folder = resume_from_checkpoint or None
-        self._began = time.perf_counter()
+        self.resume_folder = resume_from_checkpoint or None
+        self.began = time.perf_counter()
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -234,9 +238,9 @@ class GCBSTrainer(SentenceTransformerTrainer):
             The host's loss.
         """
         rows = inputs.pop(ROWS_KEY, None)
-        if rows is None or self._source is None or self._row_states is None:
+        if rows is None or self._source is None or self.row_states is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        with self._row_states.telling(rows), self._source.watching(rows, self.state.global_step):
+        with self.row_states.telling(rows), self._source.watching(rows, self.state.global_step):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Any]], Any]:
@@ -268,8 +272,8 @@ class GCBSTrainer(SentenceTransformerTrainer):
         with_plan = not self.args.save_only_model
         if with_plan and self._source is not None:
             self._source.sync()  # all processes save, but only one writes
-        if with_plan and self._row_states is not None:
-            self._row_states.merge(self.args.device)
+        if with_plan and self.row_states is not None:
+            self.row_states.merge(self.args.device)
         if not self.args.should_save:
             super().save_model(output_dir, _internal_call)
             return
@@ -280,10 +284,10 @@ class GCBSTrainer(SentenceTransformerTrainer):
         if with_plan:
             if self._source is not None:
                 self._source.save(Path(output_dir))
-            if self._row_states is not None:
-                self._row_states.save(Path(output_dir))
+            if self.row_states is not None:
+                self.row_states.save(Path(output_dir))
             states = {name: sampler.state_dict() for name, sampler in self.planned_samplers.items()}
-            write_plan(output_dir, states, self._training_set_fingerprint())
+            write_plan(output_dir, states, self.training_set_fingerprint())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Logs as the host does, and beside the training loss which share of the negatives a guarded loss masked.
@@ -327,14 +331,14 @@ class GCBSTrainer(SentenceTransformerTrainer):
         harvest = self.args.embedding_source == "harvest"
         ranks = self.args.world_size
         sizes = {name: len(part.dataset) for name, part in parts.items()}
-        self._row_states = RowStates(self.loss, sizes, self._features_of, seed=self.args.seed, processes=ranks)
-        if harvest or self._row_states.losses:
+        self.row_states = RowStates(self.loss, sizes, self._features_of, seed=self.args.seed, processes=ranks)
+        if harvest or self.row_states.losses:
             number_rows(loader)
         self._source = EmbeddingSource(
             self.model,
             parts,
             source_options(self.args, in_files=ranks > 1 and on_one_node(ranks)),
-            fingerprint=self._training_set_fingerprint() if harvest else "",
+            fingerprint=self.training_set_fingerprint() if harvest else "",
             processes=ranks,
             is_main=self.is_world_process_zero(),
             device=self.args.device,
@@ -353,154 +357,9 @@ class GCBSTrainer(SentenceTransformerTrainer):
     def _close_source(self) -> None:
         if self._source is not None:
             self._source.close()
-        if self._row_states is not None:
-            self._row_states.close()
+        if self.row_states is not None:
+            self.row_states.close()
         self._source = None
-
-    # ---------------------------------------------------------------- planning
-
-    def _begin_epoch(self, epoch: int, plan: bool) -> None:
-        for sampler in self.planned_samplers.values():
-            sampler.begin_epoch(epoch)
-        self.source.sync()  # rows of two epochs must not wait side by side: which is newer would be left to chance
-        if self._restore(epoch) or not plan:
-            return
-        self._replan_tails()
-
-    def _restore(self, epoch: int) -> bool:
-        """Takes the plan of the checkpoint that the run resumes from, in its first epoch; whether it did."""
-        folder, self._resume_folder = self._resume_folder, None
-        if folder is None:
-            return False
-        self.source.load(Path(folder))
-        if self._row_states is not None:
-            self._row_states.load(Path(folder))
-        if self.args.ignore_data_skip:
-            return False
-        try:
-            states, fingerprint = read_plan(folder)
-            if fingerprint != self._training_set_fingerprint() or set(states) != set(self.planned_samplers):
-                raise ValueError("it was made for another training set")
-            for name, state in states.items():
-                self.planned_samplers[name].load_state_dict(state)
-        except (KeyError, TypeError, ValueError) as error:
-            logger.warning(
-                "The plan of %s cannot be resumed: %s. This epoch is planned anew: its batches are not those of "
-                "the interrupted run, so some rows may be drawn twice or not at all in this epoch.",
-                folder,
-                error,
-            )
-            restored = False
-        else:
-            # Saved at an epoch's end: the next epoch is planned anew, as it was to be.
-            restored = all(sampler.epoch == epoch for sampler in self.planned_samplers.values())
-        if not restored:
-            for sampler in self.planned_samplers.values():
-                sampler.begin_epoch(epoch)
-        return restored
-
-    def _replan_tails(self) -> None:
-        for index, name in enumerate(self.planned_samplers):
-            self._replan_tail(name, index)
-
-    def _replan_tail(self, name: str, index: int) -> None:
-        """Plans the rows of one dataset that are not drawn yet, in whole steps of all ranks."""
-        sampler, ranks = self.planned_samplers[name], self.args.world_size
-        start = sampler.cursor
-        # The batches that do not fill a step of all ranks are never drawn. They stay at the end as they
-        # are, random rows, so that it is not always the end of a plan that is lost.
-        steps = (len(sampler) - start) // ranks
-        if steps * ranks < 2:
-            return
-        stop = (start + steps * ranks) * sampler.batch_size
-        tail = sampler.order[start * sampler.batch_size :].copy()
-        planned = stop - start * sampler.batch_size
-        overlapping: bool = getattr(self.planner, "overlapping", False)
-        rng = sampler.rng(_PLAN, sampler.plan_count, index)
-        new: np.ndarray | None
-        blind = isinstance(self.planner, RandomPlanner) and not self.planner.measure
-        if blind and type(self).plan_batches is GCBSTrainer.plan_batches:
-            new = self._separated(rng.permutation(np.sort(tail[:planned])), sampler)  # needs no embeddings
-        else:
-            # In the order of their ids, so that a plan depends on which rows are left and not on their last order.
-            # Where rows recur while others wait there are all of them to choose from, drawn before or not.
-            rows = np.arange(sampler.rows) if overlapping else np.sort(tail[:planned])
-            began, harvesting = time.perf_counter(), self.source.seconds
-            fetched = self.source.fetch(name, rows, self.state.global_step, everything=overlapping)
-            seconds = time.perf_counter() - began
-            self.source.seconds = harvesting + seconds
-            new = None
-            if self.is_world_process_zero() and len(fetched.rows) >= 2 * sampler.batch_size:
-                new = self._plan_rows(name, fetched, tail[:planned], rng, seconds)[:planned]
-            if not agree(new is not None, ranks):
-                return
-            new = agree_on_rows(np.empty(planned, np.int64) if new is None else new, ranks, self.args.device)
-        tail[:planned] = self._shuffled(new, sampler, ranks) if self.args.shuffle_planned_batches else new
-        sampler.replace_tail(tail, start, repeats=overlapping)
-
-    def _plan_rows(
-        self, name: str, fetched: Fetched, tail: np.ndarray, rng: np.random.Generator, embed_seconds: float
-    ) -> np.ndarray:
-        """Plans the rows that there are embeddings of, keeps what must not meet apart, and logs what came of it."""
-        sampler, planner = self.planned_samplers[name], cast("Any", self.planner)
-        if hasattr(planner, "epoch"):
-            planner.epoch = sampler.epoch  # some methods change over the epochs, which a planner does not know
-        if self.args.cluster_schedule == "curriculum":
-            done = self.state.global_step / max(1, self.state.max_steps)
-            planner.clusters_per_batch = clusters_at(done, sampler.batch_size, self._clusters_at_end)
-        began = time.perf_counter()
-        overlapping = getattr(planner, "overlapping", False)
-        rows, (anchors, positives) = fetched.rows, fetched.arrays
-        if not overlapping and (rest := len(rows) % sampler.batch_size):
-            keep = np.sort(rng.choice(len(rows), len(rows) - rest, replace=False))
-            rows, anchors, positives = rows[keep], anchors[keep], positives[keep]
-        order = self.plan_batches(anchors, positives, sampler.batch_size, rng)
-        if overlapping:
-            new = rows[check_batches(order, len(rows), sampler.batch_size, repr(planner))]
-        else:
-            # Rows without embeddings fill batches of their own, in the order that they had.
-            new = rows[check_order(order, len(rows), repr(planner))]
-            new = self._separated(np.concatenate([new, tail[~np.isin(tail, rows)]]), sampler)
-        planned = np.arange(len(new)) if overlapping else np.flatnonzero(np.isin(new, rows))
-        quality = plan_record(
-            anchors,
-            positives,
-            np.searchsorted(rows, new[planned]),
-            sampler.batch_size,
-            loss_scale(self.loss.get(name) if isinstance(self.loss, dict) else self.loss),
-            repeats=overlapping,
-        )
-        plan_seconds = time.perf_counter() - began
-        self.source.seconds += plan_seconds
-        record = {
-            **quality,
-            "planned_rows": len(planned),
-            "embed_seconds": round(embed_seconds, 4),
-            "plan_seconds": round(plan_seconds, 4),
-            "time_share": round(self.source.seconds / max(1e-9, time.perf_counter() - self._began), 4),
-        }
-        if len(fetched.ages):
-            record |= {"embedding_age": float(fetched.ages.mean()), "embedding_age_max": float(fetched.ages.max())}
-        prefix = f"gcbs/{name}/" if name else "gcbs/"
-        self.log({prefix + key: value for key, value in record.items()})
-        return new
-
-    def _separated(self, order: np.ndarray, sampler: PlannedBatchSampler) -> np.ndarray:
-        if sampler.shared_values is None:
-            return order
-        separated = sampler.shared_values.separate(order, sampler.batch_size)
-        if separated is not None:
-            return separated
-        logger.warning(
-            "No exchange of rows keeps duplicates apart in this plan; these rows keep their former batches."
-        )
-        start = sampler.cursor * sampler.batch_size
-        return sampler.order[start : start + len(order)].copy()
-
-    def _shuffled(self, order: np.ndarray, sampler: PlannedBatchSampler, ranks: int) -> np.ndarray:
-        """Batches in random order; the batches that the ranks draw in one step stay side by side."""
-        steps = order.reshape(-1, ranks * sampler.batch_size)
-        return sampler.rng(_SHUFFLE, sampler.plan_count).permutation(steps).ravel()
 
     # ---------------------------------------------------------------- small facts
 
@@ -524,7 +383,8 @@ class GCBSTrainer(SentenceTransformerTrainer):
         batches: int = sum(len(sampler) for sampler in self.planned_samplers.values()) // self.args.world_size
         return max(1, -(-batches // self.args.gradient_accumulation_steps))
 
-    def _training_set_fingerprint(self) -> str:
+    def training_set_fingerprint(self) -> str:
+        """Returns a text that another training set would not have; made once."""
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.train_dataset)
         return self._fingerprint

@@ -192,11 +192,13 @@ def run_once(arguments: argparse.Namespace, rows: Any, name: str, *, seed: int, 
             learning_rate=setting["learning_rate"], bf16=setting["bf16"] and not sparse, use_cpu=not torch.accelerator.is_available(),
             max_grad_norm=0 if sparse else 1.0, save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=50,
         )  # fmt: skip
-        trainer = (judging(GCBSTrainer) if judge else GCBSTrainer)(
+        trainer = GCBSTrainer(
             model, args, rows, loss=MultipleNegativesRankingLoss(model),
             optimizer_cls_and_kwargs=(torch.optim.SparseAdam, {"lr": args.learning_rate}) if sparse else None,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
+        if judge:
+            judge_plans(trainer)
         gc.collect()
         with few_threads(model):
             began = time.perf_counter()
@@ -212,37 +214,34 @@ def run_once(arguments: argparse.Namespace, rows: Any, name: str, *, seed: int, 
     return {"seconds": seconds, "plans": plans}
 
 
-def judging(trainer_class: type) -> type:
-    """Return a trainer whose plans are compared with those made from freshly encoded rows."""
+def judge_plans(trainer: Any) -> None:
+    """Make a trainer compare its plans with those made from freshly encoded rows, in `trainer.judged`."""
     from gcbs_st.embeddings import encode_rows
     from gcbs_st.quality import plan_quality
 
-    class Judging(trainer_class):  # type: ignore[misc]
-        def _plan_rows(self, name: str, fetched: Any, *rest: Any) -> np.ndarray:
-            part = self.source.parts[name]
-            fresh = encode_rows(self.model, part.dataset, fetched.rows, part.columns, batch_size=256)
-            closed, own = {}, self.plan_batches
-            size = self.planned_samplers[name].batch_size
+    trainer.judged = []
+    own_plan, plan_rows = trainer.plan_batches, trainer.replanner.plan_rows
 
-            def plan(anchors: Any, positives: Any, batch_size: int, rng: Any) -> np.ndarray:
-                order = own(anchors, positives, batch_size, rng)
-                closed["closed_fresh"] = plan_quality(*given, order, size, sample_rows=4096).closed
-                return order
+    def judge(name: str, fetched: Any, *rest: Any) -> np.ndarray:
+        part, size = trainer.source.parts[name], trainer.planned_samplers[name].batch_size
+        whole = slice(len(fetched.rows) // size * size)
+        taken = type(fetched)(fetched.rows[whole], [a[whole] for a in fetched.arrays], fetched.ages[whole])
+        fresh = encode_rows(trainer.model, part.dataset, taken.rows, part.columns, batch_size=256)
+        orders = {"closed_of_fresh_plan": own_plan(*fresh, size, np.random.default_rng(0))}
 
-            given = [array[: len(fetched.rows) // size * size] for array in fresh]
-            count = len(fetched.rows) // size * size
-            taken = type(fetched)(fetched.rows[:count], [a[:count] for a in fetched.arrays], fetched.ages[:count])
-            self.plan_batches = plan
-            try:
-                new = super()._plan_rows(name, taken, *rest)
-            finally:
-                self.plan_batches = own
-            best = own(*given, size, np.random.default_rng(0))
-            closed["closed_of_fresh_plan"] = plan_quality(*given, best, size, sample_rows=4096).closed
-            self.judged = [*getattr(self, "judged", []), closed]
-            return new
+        def plan(*given: Any) -> np.ndarray:
+            orders["closed_fresh"] = own_plan(*given)
+            return orders["closed_fresh"]
 
-    return Judging
+        trainer.plan_batches = plan
+        new = plan_rows(name, taken, *rest)
+        trainer.plan_batches = own_plan
+        trainer.judged.append(
+            {key: plan_quality(*fresh, order, size, sample_rows=4096).closed for key, order in orders.items()}
+        )
+        return new
+
+    trainer.replanner.plan_rows = judge
 
 
 # ------------------------------------------------------------------ several processes

@@ -32,11 +32,14 @@ class PlannedTrainer(RecordingTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.plans: list[dict[str, Any]] = []
+        plan_rows = self.replanner.plan_rows
 
-    def _plan_rows(self, *args: Any) -> Any:
-        rows = super()._plan_rows(*args)
-        self.plans.append({"step": self.state.global_step, "rows": rows.tolist()})
-        return rows
+        def keep(*args: Any) -> Any:
+            rows = plan_rows(*args)
+            self.plans.append({"step": self.state.global_step, "rows": rows.tolist()})
+            return rows
+
+        self.replanner.plan_rows = keep
 
 
 class Orders(TrainerCallback):

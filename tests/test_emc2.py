@@ -570,7 +570,7 @@ def test_a_loss_without_states_costs_nothing(tmp_path, pairs):
     trainer = train(
         tmp_path, pairs, MultipleNegativesRankingLoss(model), model, max_steps=2, save_steps=1, save_strategy="steps"
     )
-    assert [] == trainer._row_states.losses
+    assert [] == trainer.row_states.losses
     assert [] == [*tmp_path.rglob(LOSSES_FILE)]
     assert "Numbered" not in type(trainer.get_train_dataloader().dataset).__name__
 
