@@ -178,29 +178,32 @@ class Harvester:
         pending, self._pending = self._pending, []
         taken = []
         for rows, step, passes in pending:
-            arrays = self._sort(len(rows), passes)
-            if arrays is None:
+            values = self._sort(len(rows), passes)
+            if values is None:
                 continue
             self.complete += 1
-            norms = [np.linalg.norm(array, axis=1, keepdims=True) for array in arrays]
-            useful = np.all([np.isfinite(norm) & (norm > 0) for norm in norms], axis=0).ravel()
+            norms = values.norm(dim=2, keepdim=True)
+            useful = (norms.isfinite() & (norms > 0)).all(dim=0).ravel()
             if not useful.all():
-                self._warn(f"{(~useful).sum()} of {len(rows)} rows of a batch embed to zero, NaN or infinity")
-            arrays = [array[useful] / norm[useful] for array, norm in zip(arrays, norms, strict=True)]
-            taken.append((rows[useful], step, arrays))
+                self._warn(f"{int((~useful).sum())} of {len(rows)} rows of a batch embed to zero, NaN or infinity")
+                rows, values, norms = rows[useful.numpy()], values[:, useful], norms[:, useful]
+            taken.append((rows, step, list((values / norms).numpy())))
         return taken
 
-    def _sort(self, size: int, passes: list[tuple[Tensor, Tensor]]) -> list[np.ndarray] | None:
-        """One array a column, in the order of the rows; None if a text was not seen."""
+    def _sort(self, size: int, passes: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+        """(columns, B, d) float32 on the CPU, in the order of the rows; None if a text was not seen."""
         if not passes:
             return None
         codes = torch.cat([codes for codes, _ in passes]).cpu().numpy()
-        values = torch.cat([embeddings for _, embeddings in passes]).float().cpu().numpy()
+        values = torch.cat([embeddings for _, embeddings in passes]).float().cpu()
         found, first = np.unique(codes, return_index=True)
         wanted = found >= 0
         if wanted.sum() != size * len(self.columns):
             return None
-        return list(values[first[wanted]].reshape(len(self.columns), size, -1))
+        places = first[wanted]
+        if not np.array_equal(places, np.arange(len(values))):
+            values = values[torch.from_numpy(places)]
+        return values.reshape(len(self.columns), size, -1)
 
     def _warn(self, message: str) -> None:
         if not self._warned:

@@ -133,7 +133,7 @@ def plan_record(
     Returns:
         The fields of `gcbs_st.quality.PlanQuality` that tell something over the steps of a run.
     """
-    sample_rows = max(4 * batch_size, _MEASURED_PRODUCTS // len(anchors))
+    sample_rows = max(2 * batch_size, _MEASURED_PRODUCTS // len(anchors))
     quality = plan_quality(
         anchors, positives, order, batch_size, scale=scale, sample_rows=sample_rows, repeats=repeats
     )

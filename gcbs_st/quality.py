@@ -154,15 +154,16 @@ def _measure(
         sums["false_negatives"] += (within > own[:, None]).sum()
         # From here on only negatives count.
         scores[np.arange(len(rows)), rows] = -np.inf
-        sums["tail_coverage"] += _tail_coverage(scores, np.repeat(group, batch_size, axis=0))
-        if with_limit and batch_size > 1:
+        if not with_limit:  # which is asked for random batches, whose tail nobody looks at
+            sums["tail_coverage"] += _tail_coverage(scores, np.repeat(group, batch_size, axis=0))
+        elif batch_size > 1:
             hardest = (
                 scores
                 if batch_size >= n
                 else np.partition(scores, n - batch_size + 1, axis=1)[:, n - batch_size + 1 :]
             )
             sums["gap_limit"] += (overall - log_sum_exp(np.column_stack([own, hardest])) + own).sum()
-        elif with_limit:
+        else:
             sums["gap_limit"] += overall.sum()
     means = {key: float(total / batches.size) for key, total in sums.items()}
     # A mean of roundings can come out a hair below the bound that mathematics gives.
