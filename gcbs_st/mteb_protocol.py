@@ -65,8 +65,9 @@ def evaluate_sts_mteb(
         raise ValueError(f"mteb protocol: got tasks {refused}, expected one or more of {', '.join(_MTEB_NAMES)}")
     if {"SICK-R", "SICK-R-all"} <= tasks.keys():
         raise ValueError("mteb protocol: got SICK-R and SICK-R-all, expected one; mteb calls both SICK-R")
-    stock = [_fill_stock_task(_MTEB_NAMES[name], task) for name, task in tasks.items()]
-    by_mteb_name = _evaluate(model, stock, (model_name, revision), output_folder, batch_size)
+    with preserved_state(model):  # mteb seeds the global numbers as soon as a task is made
+        stock = [_fill_stock_task(_MTEB_NAMES[name], task) for name, task in tasks.items()]
+        by_mteb_name = _evaluate(model, stock, (model_name, revision), output_folder, batch_size)
     scores = {name: by_mteb_name[_MTEB_NAMES[name]] for name in tasks}
     undefined = [name for name, score in scores.items() if math.isnan(score)]
     if undefined:
@@ -102,11 +103,12 @@ def evaluate_hub_tasks(
         ValueError: If mteb does not know a task.
         OSError: If the hub cannot be reached.
     """
-    try:
-        stock = [mteb.get_task(name) for name in tasks]
-    except KeyError as error:
-        raise ValueError(f"mteb protocol: {' '.join(map(str, error.args))}") from None
-    return _evaluate(model, stock, (model_name, revision), output_folder, batch_size)
+    with preserved_state(model):
+        try:
+            stock = [mteb.get_task(name) for name in tasks]
+        except KeyError as error:
+            raise ValueError(f"mteb protocol: {' '.join(map(str, error.args))}") from None
+        return _evaluate(model, stock, (model_name, revision), output_folder, batch_size)
 
 
 def weights_hash(model: SentenceTransformer) -> str:
@@ -134,22 +136,21 @@ def _evaluate(
     output_folder: str | None,
     batch_size: int,
 ) -> dict[str, float]:
-    """Return the main score x 100 of each task, by mteb's name of it."""
-    with preserved_state(model):
-        encoder = SentenceTransformerEncoderWrapper(model)
-        # Without a name of its own a fine-tuned model takes its base model's in mteb's records.
-        update = dict(zip(("name", "revision"), identity, strict=True))
-        encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(update=update)
-        results = mteb.evaluate(
-            encoder,
-            list(tasks),
-            # Never the default cache: its key is the model's name, so it returns other weights' scores.
-            cache=None if output_folder is None else mteb.ResultCache(output_folder),
-            overwrite_strategy="always",
-            co2_tracker=False,
-            show_progress_bar=False,
-            encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
-        )
+    """Return the main score x 100 of each task, by mteb's name of it; the caller preserves the state."""
+    encoder = SentenceTransformerEncoderWrapper(model)
+    # Without a name of its own a fine-tuned model takes its base model's in mteb's records.
+    update = dict(zip(("name", "revision"), identity, strict=True))
+    encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(update=update)
+    results = mteb.evaluate(
+        encoder,
+        list(tasks),
+        # Never the default cache: its key is the model's name, so it returns other weights' scores.
+        cache=None if output_folder is None else mteb.ResultCache(output_folder),
+        overwrite_strategy="always",
+        co2_tracker=False,
+        show_progress_bar=False,
+        encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
+    )
     return {result.task_name: 100 * float(result.get_score()) for result in results.task_results}
 
 

@@ -259,7 +259,7 @@ def test_unknown_option_names_the_known() -> None:
     """An option that the planner does not have raises, and the message lists those it has."""
     with pytest.raises(ValueError, match=r"planner_options of 'gcbs': got quantil, expected some of quantile, neigh"):
         make_planner("gcbs", {"quantil": 0.9, "exact": True})
-    with pytest.raises(ValueError, match=r"planner_options of 'random': got quantile, expected some of none"):
+    with pytest.raises(ValueError, match=r"planner_options of 'random': got quantile, expected some of measure"):
         make_planner("random", {"quantile": 0.9})
 
 
