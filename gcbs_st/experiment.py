@@ -7,13 +7,10 @@ steps, and differs in the fields of `train` that its entry names.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib.metadata
 import json
 import logging
 import platform
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +37,7 @@ from gcbs_st.corpus import corpus_hash, load_corpus, split_held_out
 from gcbs_st.evaluation import StsEvaluator, evaluate_sts, heldout_mrr
 from gcbs_st.files import save_model, write_json, write_text
 from gcbs_st.models import load_model, remove_training_head, use_sparse_gradients
+from gcbs_st.provenance import commit_of_checkout, version_of
 from gcbs_st.sts_data import StsTask, load_sts_tasks
 from gcbs_st.trainer import GCBSTrainer
 
@@ -368,29 +366,10 @@ def provenance(config: ExperimentConfig, name: str, materials: Materials) -> Rec
         "seed": config.runs[name].get("seed", config.train.get("seed", 42)),
         "corpus_hash": materials.corpus_hash,
         "training_rows": len(materials.train),
-        "commit": _commit(),
+        "commit": commit_of_checkout(),
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in packages},
+        "versions": {package: version_of(package) for package in packages},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-@functools.cache
-def _commit() -> str | None:
-    """The commit of a checkout when first asked, + where files differ from it; None for an installed package."""
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _dump_run(config: ExperimentConfig, name: str) -> str:

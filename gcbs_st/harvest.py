@@ -92,6 +92,16 @@ def number_rows(loader: DataLoader[Any]) -> None:
         one.collate_fn = collator
 
 
+def find_dataset(starts: np.ndarray, rows: np.ndarray) -> int:
+    """Returns which of several concatenated datasets the rows of a batch are of; a batch is of one.
+
+    Args:
+        starts: (k + 1,) ids at which the datasets start, and the number of all rows.
+        rows: (b,) ids in the concatenation, at least one.
+    """
+    return int(np.searchsorted(starts, rows[0], side="right")) - 1
+
+
 class Harvester:
     """Takes embeddings out of the training passes of a model.
 

@@ -133,6 +133,29 @@ def load_model(
     return model
 
 
+def open_model(name: str, device: str | None) -> SentenceTransformer:
+    """Returns a trained model to be scored, in float32.
+
+    Args:
+        name: see `resolve_model_name`.
+        device: torch's name of it; None lets the library choose.
+
+    Returns:
+        The model, on the device.
+
+    Raises:
+        ValueError: the model or the device cannot be used.
+        FileNotFoundError: a folder that is not there.
+    """
+    path = resolve_model_name(name)
+    try:
+        # Float32 whatever the checkpoint holds: figures are published in it, and half precision moves ranks.
+        return SentenceTransformer(path, device=device).float()
+    except Exception as error:  # the libraries below share no narrower class for a folder that is not a model
+        on = f" on device {device!r}" if device else ""
+        raise ValueError(f"--model: cannot load {name!r}{on}: {error}") from error
+
+
 def _static_model(model: SentenceTransformer, device: str | None) -> SentenceTransformer:
     """Word vectors of a transformer, or of a model that is static already, averaged over the tokens of a text."""
     first = model[0]

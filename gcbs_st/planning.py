@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from gcbs_st.arguments import GCBSTrainingArguments
 from gcbs_st.corpus import corpus_hash
 from gcbs_st.quality import SCALE, plan_quality
+from gcbs_st.ranks import on_one_node
 from gcbs_st.sources import EMBEDDINGS_FOLDER, SourceOptions
 
 # The quality that is logged with each plan is measured on about so many products of anchors and
@@ -75,16 +76,18 @@ def fingerprint(train_dataset: Dataset | DatasetDict) -> str:
     return "-".join(hashes)
 
 
-def source_options(args: GCBSTrainingArguments, *, in_files: bool) -> SourceOptions:
+def source_options(args: GCBSTrainingArguments) -> SourceOptions:
     """Returns how embeddings are come by.
 
     Args:
         args: of the training.
-        in_files: keep them in files even if the arguments say memory.
 
     Returns:
-        The options of the source.
+        The options of the source. Several processes keep embeddings in files if they see the same ones, and
+        in the memory of the one that plans if they do not, whatever the arguments say.
     """
+    ranks = args.world_size
+    in_files = args.embedding_storage == "disk" if ranks == 1 else on_one_node(ranks)
     return SourceOptions(
         harvest=args.embedding_source == "harvest",
         first_plan=args.first_plan,

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from gcbs_st.checkpoint import read_arrays, write_arrays
+from gcbs_st.harvest import find_dataset
 from gcbs_st.losses.rows import RowLoss
 from gcbs_st.ranks import agree, agree_on_rows, gather_rows
 
@@ -83,7 +84,7 @@ class RowStates:
         if not self.losses:
             yield
             return
-        index = int(np.searchsorted(self._starts, rows[0], side="right")) - 1
+        index = find_dataset(self._starts, rows)
         told = self._told[self._names[index]]
         for loss, start in told:
             loss.set_rows(rows - self._starts[index] + start)

@@ -22,8 +22,8 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from gcbs_st.embeddings import TextColumn, encode_rows
-from gcbs_st.harvest import Harvester
-from gcbs_st.ranks import agree, gather_rows, on_one_node, wait_for_all
+from gcbs_st.harvest import Harvester, find_dataset
+from gcbs_st.ranks import agree, gather_rows, wait_for_all
 from gcbs_st.store import NEVER, EmbeddingStore
 from gcbs_st.word_vectors import average_words
 
@@ -58,7 +58,7 @@ class SourceOptions:
         max_age: rows embedded longer ago than so many optimizer steps are encoded; None for no row.
         budget: so many rows at most are encoded for a plan; None for no limit.
         dtype: of the stored embeddings.
-        folder: for them, or None to keep them in memory.
+        folder: for them, which all processes see; None to keep them in memory.
         batch_size: texts a forward pass when encoding.
         show_progress: of encoding.
     """
@@ -122,17 +122,16 @@ class EmbeddingSource:
         self._outbox: dict[str, list[tuple[np.ndarray, np.ndarray, list[np.ndarray]]]] = {name: [] for name in parts}
         self._starts = np.cumsum([0, *[len(part.dataset) for part in self.parts.values()]])
         # The processes of one node write to the same files; otherwise their rows are sent to the one that plans.
-        self._shares_files = processes > 1 and on_one_node(processes) and options.folder is not None
+        self._shares_files = processes > 1 and options.folder is not None
         if not self.harvests:
             return
         for index, (name, part) in enumerate(self.parts.items()):
-            in_files = options.folder is not None and (processes == 1 or self._shares_files)
             part.store = EmbeddingStore(
                 len(part.dataset),
                 len(part.columns),
                 _make_key(fingerprint, name, part.columns, model),
                 dtype=options.dtype,
-                folder=options.folder / str(index) if in_files and options.folder else None,
+                folder=options.folder / str(index) if options.folder is not None else None,
             )
             if is_main:
                 part.store.clear()
@@ -181,7 +180,7 @@ class EmbeddingSource:
         for rows, step, arrays in self._harvester.take():
             # A batch is of one dataset.
             if len(rows):
-                index = int(np.searchsorted(self._starts, rows[0], side="right")) - 1
+                index = find_dataset(self._starts, rows)
                 self._put(list(self.parts)[index], rows - self._starts[index], arrays, step)
         self.seconds += time.perf_counter() - began
 

@@ -27,7 +27,6 @@ from gcbs_st.duplicates import SharedValues
 from gcbs_st.embeddings import text_columns
 from gcbs_st.harvest import ROWS_KEY, number_rows
 from gcbs_st.planning import fingerprint, parts_of, source_options, take_groups
-from gcbs_st.ranks import on_one_node
 from gcbs_st.replanner import Replanner
 from gcbs_st.row_states import RowStates
 from gcbs_st.sampler import PlannedBatchSampler
@@ -337,7 +336,7 @@ class GCBSTrainer(SentenceTransformerTrainer):
         self._source = EmbeddingSource(
             self.model,
             parts,
-            source_options(self.args, in_files=ranks > 1 and on_one_node(ranks)),
+            source_options(self.args),
             fingerprint=self.training_set_fingerprint() if harvest else "",
             processes=ranks,
             is_main=self.is_world_process_zero(),

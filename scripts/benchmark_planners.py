@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from gcbs_st.files import write_text
+from gcbs_st.provenance import commit_of_checkout, version_of
 
 EXAMPLE = """examples:
   python scripts/benchmark_planners.py --anchors A.npy --positives P.npy --planner bisect --planner best --planner best,effort=4
@@ -219,17 +220,13 @@ def fit_exponents(results: list[dict[str, Any]]) -> dict[str, float]:
 def describe_machine() -> dict[str, Any]:
     """Return machine, versions and commit."""
     packages = ("gcbs_st", "numpy", "scipy", "numba", "faiss-cpu", "pymetis", "sentence-transformers")
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
     return {
         "machine": found.group(1) if found else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in packages},
-        "commit": git.stdout.strip() or None,
+        "versions": {package: version_of(package) for package in packages},
+        "commit": commit_of_checkout(),
     }
 
 

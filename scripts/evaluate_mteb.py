@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
     from gcbs_st.sts_data import StsTask
 
 EXAMPLE = """examples:
@@ -67,30 +65,6 @@ def name_of(model: str) -> str:
         return model if "/" in model else f"unknown/{model}"
     parts = [part for part in path.resolve().parts if part != "model"]
     return "/".join(["local", *parts[1:]][-2:])
-
-
-def open_model(name: str, device: str | None) -> SentenceTransformer:
-    """Return the model in float32, whatever the checkpoint holds.
-
-    Args:
-        name: What ``--model`` takes.
-        device: Torch device; None lets the library choose.
-
-    Returns:
-        The model, on the device.
-
-    Raises:
-        ValueError: If the model or the device cannot be used.
-    """
-    from sentence_transformers import SentenceTransformer
-
-    from gcbs_st.models import resolve_model_name
-
-    path = resolve_model_name(name)
-    try:
-        return SentenceTransformer(path, device=device).float()
-    except Exception as error:  # the libraries below share no narrower class for a folder that is not a model
-        raise ValueError(f"--model: cannot load {name!r}: {error}") from error
 
 
 def local_tasks(folder: str, wanted: Sequence[str] | None) -> dict[str, StsTask]:
@@ -144,6 +118,7 @@ def score(arguments: argparse.Namespace) -> dict[str, float]:
     name = arguments.name or name_of(arguments.model)
     if name.count("/") != 1:
         raise ValueError(f"--name: got {name!r}, expected ORGANISATION/NAME")
+    from gcbs_st.models import open_model
     from gcbs_st.mteb_protocol import evaluate_hub_tasks, evaluate_sts_mteb, weights_hash
 
     tasks = local_tasks(arguments.data_dir, arguments.tasks) if arguments.data_dir else None

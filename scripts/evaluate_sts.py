@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    pass
 
 EXAMPLE = """example:
   python scripts/evaluate_sts.py --model sentence-transformers/all-MiniLM-L6-v2 --data-dir data/sts
@@ -48,36 +48,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load_model(name: str, device: str | None) -> SentenceTransformer:
-    """Return the model in float32.
-
-    Args:
-        name: What ``--model`` takes.
-        device: Torch device; None lets the library choose.
-
-    Returns:
-        The model, on the device.
-
-    Raises:
-        ValueError: If the model or the device cannot be used.
-    """
-    from sentence_transformers import SentenceTransformer
+def quiet_libraries() -> None:
+    """Silence warnings and bars on the way to an error: they would bury the one line that explains it."""
     from transformers.utils import logging as transformers_logging
 
-    from gcbs_st.models import resolve_model_name
-
-    # Their warnings and bars on the way to an error would bury the one line that explains it.
     for library in ("sentence_transformers", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    path = resolve_model_name(name)
-    try:
-        # Float32 whatever the checkpoint holds: figures are published in it, and half precision moves ranks.
-        return SentenceTransformer(path, device=device).float()
-    except Exception as error:  # the libraries below share no narrower class for a folder that is not a model
-        on = f" on device {device!r}" if device else ""
-        raise ValueError(f"--model: cannot load {name!r}{on}: {error}") from error
 
 
 def score(arguments: argparse.Namespace) -> dict[str, float]:
@@ -96,10 +74,12 @@ def score(arguments: argparse.Namespace) -> dict[str, float]:
         raise ValueError(f"--batch-size: got {arguments.batch_size}, expected at least 1")
     # Imported here so that --help and a mistyped option answer at once.
     from gcbs_st.evaluation import evaluate_sts
+    from gcbs_st.models import open_model
     from gcbs_st.sts_data import load_sts_tasks
 
     tasks = load_sts_tasks(arguments.data_dir, splits=[split.strip() for split in arguments.splits.split(",")])
-    model = load_model(arguments.model, arguments.device)
+    quiet_libraries()
+    model = open_model(arguments.model, arguments.device)
     if arguments.protocol == "mteb":
         from gcbs_st.mteb_protocol import evaluate_sts_mteb
 

@@ -34,6 +34,7 @@ ROOMS = [
         "baselines",
         "harvest",
         "products",
+        "provenance",
         "ranks",
         "store",
     },

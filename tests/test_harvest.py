@@ -108,6 +108,12 @@ def trainer_parts(trainer: GCBSTrainer) -> dict[str, tuple[Dataset, Any]]:
     }
 
 
+def encoded_by(model: SentenceTransformer, trainer: GCBSTrainer, look: Look) -> list[np.ndarray]:
+    """What another model makes of the rows that were harvested from a single dataset."""
+    part, columns = trainer_parts(trainer)[""]
+    return encode_rows(model, part, np.flatnonzero(look.steps[""] != NEVER), columns, batch_size=16)
+
+
 def triplets() -> Dataset:
     """Anchor, positive and two negatives, which are other texts."""
     pairs, others = make_pairs(ROWS), make_pairs(ROWS, seed=9)
@@ -192,6 +198,8 @@ def test_autocast_is_harvested_as_it_is(tmp_path, still_bert):
     model = SentenceTransformer(still_bert, device="cpu")
     trainer, look = harvest(tmp_path, model, make_pairs(ROWS), MNRL(model), bf16=True)
     check(trainer, look, tolerance=8e-3)
+    plain = encoded_by(SentenceTransformer(still_bert, device="cpu"), trainer, look)
+    assert max(np.abs(one - other).max() for one, other in zip(look.arrays[""], plain, strict=True)) > 1e-5, "not bf16"
 
 
 @pytest.mark.parametrize("sampler", ["round_robin", "proportional"])
@@ -218,6 +226,8 @@ def test_gist_shows_the_model_and_not_its_guide(tmp_path, still_bert):
     guide = SentenceTransformer(make_bert(tmp_path / "guide", seed=4, dropout=0.0), device="cpu")
     trainer, look = harvest(tmp_path / "run", model, make_pairs(ROWS), losses.GISTEmbedLoss(model, guide))
     check(trainer, look)
+    guided = encoded_by(guide, trainer, look)
+    assert all(np.abs(one - other).max() > 0.1 for one, other in zip(look.arrays[""], guided, strict=True))
 
 
 def test_ages_are_the_steps_at_which_rows_were_trained_on(tmp_path):
