@@ -7,8 +7,8 @@ every module is left in the mode it was in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,7 @@ def encode_rows(
     *,
     batch_size: int,
     show_progress: bool = False,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> list[np.ndarray]:
     """Returns one (m, d) float32 array of unit rows a column.
 
@@ -109,6 +110,8 @@ def encode_rows(
         columns: what to embed.
         batch_size: texts a forward pass.
         show_progress: show the progress bars of `encode`.
+        autocast: makes the context of a forward pass, that of training: half precision is several times faster
+            where it is meant, and gives what the training passes give.
 
     Returns:
         The arrays, in the order of `columns`; the same object where two columns hold the same texts with
@@ -119,7 +122,7 @@ def encode_rows(
     """
     texts = read_columns(dataset, rows, [column.name for column in columns])
     arrays: list[np.ndarray | None] = [None] * len(columns)
-    with evaluation_mode(model):
+    with evaluation_mode(model), autocast():
         for prompt, task in dict.fromkeys((column.prompt, column.task) for column in columns):
             mine = [i for i, column in enumerate(columns) if (column.prompt, column.task) == (prompt, task)]
             distinct, positions = _distinct([texts[i] for i in mine])
@@ -180,13 +183,14 @@ def _encode(
             prompt=prompt,
             task=task,
             batch_size=batch_size,
-            normalize_embeddings=True,
             convert_to_numpy=True,
             show_progress_bar=show_progress,
         )
         if embeddings is None:
             embeddings = np.empty((len(texts), part.shape[1]), dtype=np.float32)
-        embeddings[chosen] = part
+        # Scaled here, because in half precision the norms of `encode` are half a percent off.
+        part = part.astype(np.float32, copy=False)
+        embeddings[chosen] = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
     return np.empty((0, 0), dtype=np.float32) if embeddings is None else embeddings
 
 

@@ -1,4 +1,6 @@
-"""What the processes of a run tell each other: the only module with collectives, all of accelerate's.
+"""What the processes of a run tell each other: the only module with collectives.
+
+They are accelerate's, and torch's own where accelerate has none.
 
 Every function is to be called by all processes alike, and costs nothing where there is one.
 """
@@ -6,10 +8,13 @@ Every function is to be called by all processes alike, and costs nothing where t
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast, broadcast_object_list, gather, gather_object
 
@@ -95,3 +100,41 @@ def gather_rows(rows: np.ndarray, processes: int, device: torch.device) -> np.nd
                 part.append(received[: count - start].copy())
     kept = [piece for part in parts for piece in part]
     return np.concatenate(kept) if kept else np.zeros((0, *width), dtype)
+
+
+def scatter_rows(rows: np.ndarray | None, counts: Sequence[int], device: torch.device) -> np.ndarray:
+    """Returns this process's share of the main process's rows. To be called where there are several processes.
+
+    Memory: its own rows, and 8,192 for each process on the main one.
+
+    Args:
+        rows: (sum of `counts`, ...) on the main process, one share after the other; None on the others.
+        counts: rows of each process, the same everywhere.
+        device: that the processes exchange tensors from.
+    """
+    width, dtype = agree(None if rows is None else (rows.shape[1:], rows.dtype.str), len(counts))
+    starts, rank = np.cumsum([0, *counts]), dist.get_rank()
+    own = np.empty((counts[rank], *width), dtype)
+    for start in range(0, max(counts), _GATHERED_ROWS):
+        size = min(_GATHERED_ROWS, max(counts) - start)
+        received = torch.from_numpy(np.zeros((size, *width), dtype)).to(device)
+        sent = None
+        if rows is not None:
+            pieces = np.zeros((len(counts), size, *width), dtype)
+            for piece, first, count in zip(pieces, starts, counts, strict=False):
+                piece[: max(0, count - start)] = rows[first + start : first + min(count, start + size)]
+            sent = list(torch.from_numpy(pieces).to(device))
+        dist.scatter(received, sent, src=0)
+        own[start : start + size] = received.cpu().numpy()[: max(0, counts[rank] - start)]
+    return own
+
+
+def fair_threads(processes: int) -> int:
+    """Returns how many threads this process may start beside those that run on the same cores, at least 1.
+
+    Args:
+        processes: of the run.
+    """
+    own = (socket.gethostname(), sorted(os.sched_getaffinity(0)))
+    everyone = gather_object([own]) if processes > 1 else [own]
+    return max(1, len(own[1]) // everyone.count(own))

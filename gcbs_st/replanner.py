@@ -1,7 +1,7 @@
 """What is done when a plan is due: rows that are left, their embeddings, the planner, and the order that comes of it.
 
 `ReplanCallback` says when; the trainer is asked for everything that belongs to it. All processes come here
-alike, the main one plans, and all take the order that it found.
+alike, the main one plans, with the others' help where the planner's work can be split, and all take its order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gcbs_st.checkpoint import read_plan
+from gcbs_st.parallel_planning import plan_with_all, splits_work
 from gcbs_st.planners import RandomPlanner, check_order
 from gcbs_st.planners.base import check_batches
 from gcbs_st.planning import clusters_at, loss_scale, plan_record
@@ -105,7 +106,6 @@ class Replanner:
         planned = stop - start * sampler.batch_size
         overlapping: bool = getattr(self.trainer.planner, "overlapping", False)
         rng = sampler.rng(_PLAN, sampler.plan_count, index)
-        new: np.ndarray | None
         blind = isinstance(self.trainer.planner, RandomPlanner) and not self.trainer.planner.measure
         if blind and not self.trainer.plans_differently:
             new = self._separated(rng.permutation(np.sort(tail[:planned])), sampler)  # needs no embeddings
@@ -117,12 +117,14 @@ class Replanner:
             fetched = self.trainer.source.fetch(name, rows, self.trainer.state.global_step, everything=overlapping)
             seconds = time.perf_counter() - began
             self.trainer.source.seconds = harvesting + seconds
-            new = None
-            if self.trainer.is_world_process_zero() and len(fetched.rows) >= 2 * sampler.batch_size:
-                new = self.plan_rows(name, fetched, tail[:planned], rng, seconds)[:planned]
-            if not agree(new is not None, ranks):
+            if not agree(len(fetched.rows) >= 2 * sampler.batch_size, ranks):
                 return
-            new = agree_on_rows(np.empty(planned, np.int64) if new is None else new, ranks, self.trainer.args.device)
+            new = np.empty(planned, np.int64)
+            if self.trainer.is_world_process_zero():
+                new = self.plan_rows(name, fetched, tail[:planned], rng, seconds)[:planned]
+            elif self._splits_work():
+                self._order(None, sampler.batch_size, rng)
+            new = agree_on_rows(new, ranks, self.trainer.args.device)
         tail[:planned] = self._shuffled(new, sampler, ranks) if self.trainer.args.shuffle_planned_batches else new
         sampler.replace_tail(tail, start, repeats=overlapping)
 
@@ -153,7 +155,7 @@ class Replanner:
         if not overlapping and (rest := len(rows) % sampler.batch_size):
             keep = np.sort(rng.choice(len(rows), len(rows) - rest, replace=False))
             rows, anchors, positives = rows[keep], anchors[keep], positives[keep]
-        order = self.trainer.plan_batches(anchors, positives, sampler.batch_size, rng)
+        order = self._order((anchors, positives), sampler.batch_size, rng)
         if overlapping:
             new = rows[check_batches(order, len(rows), sampler.batch_size, repr(planner))]
         else:
@@ -188,6 +190,22 @@ class Replanner:
         prefix = f"gcbs/{name}/" if name else "gcbs/"
         self.trainer.log({prefix + key: value for key, value in record.items()})
         return new
+
+    def _splits_work(self) -> bool:
+        """Whether all processes plan; a user's own `plan_batches` is promised all rows, on the main one."""
+        return not self.trainer.plans_differently and splits_work(self.trainer.planner, self.trainer.args.world_size)
+
+    def _order(
+        self, pairs: tuple[np.ndarray, np.ndarray] | None, batch_size: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """The planner's order on the main process; the others come here, without rows, if they are to help."""
+        if not self._splits_work():
+            assert pairs is not None
+            return np.asarray(self.trainer.plan_batches(*pairs, batch_size, rng))
+        args = self.trainer.args
+        return plan_with_all(
+            self.trainer.planner, pairs, batch_size, rng, processes=args.world_size, device=args.device
+        )
 
     def _separated(self, order: np.ndarray, sampler: PlannedBatchSampler) -> np.ndarray:
         if sampler.shared_values is None:

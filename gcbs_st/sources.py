@@ -10,8 +10,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,7 @@ class EmbeddingSource:
         processes: int = 1,
         is_main: bool = True,
         device: torch.device | None = None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         """Starts watching the model, if rows are to be harvested.
 
@@ -112,9 +113,11 @@ class EmbeddingSource:
             processes: of the run.
             is_main: this is the process that plans.
             device: that the processes exchange tensors from.
+            autocast: makes the context of a training pass, for encoding.
         """
         self.model, self.parts, self.options = model, dict(parts), options
         self.processes, self.is_main = processes, is_main
+        self.autocast = autocast
         self.device = device or torch.device("cpu")
         self.harvests = options.harvest
         self.seconds = 0.0
@@ -306,6 +309,7 @@ class EmbeddingSource:
             part.columns,
             batch_size=self.options.batch_size,
             show_progress=self.options.show_progress,
+            autocast=self.autocast,
         )
 
     def _average_words(self, name: str, rows: np.ndarray) -> Fetched:

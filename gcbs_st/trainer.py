@@ -341,6 +341,7 @@ class GCBSTrainer(SentenceTransformerTrainer):
             processes=ranks,
             is_main=self.is_world_process_zero(),
             device=self.args.device,
+            autocast=self.accelerator.autocast,
         )
 
     def _features_of(self, name: str, rows: np.ndarray, column: int) -> dict[str, Any]:

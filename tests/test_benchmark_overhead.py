@@ -29,7 +29,7 @@ def script(monkeypatch):
 @pytest.fixture
 def files(tmp_path):
     """A file of pairs and a saved static model."""
-    make_pairs(100).to_json(tmp_path / "pairs.jsonl")
+    make_pairs(600).to_json(tmp_path / "pairs.jsonl")
     make_static_model().save(str(tmp_path / "model"))
     return str(tmp_path / "pairs.jsonl"), str(tmp_path / "model")
 
@@ -42,7 +42,7 @@ def test_each_arm_has_seconds_and_plans(script, files, tmp_path, capsys):
     assert list(script.ARMS) == list(report["results"])
     assert 1.0 == report["results"]["random"]["times_random"]
     plans = {name: result["plans"] for name, result in report["results"].items() if name != "random"}
-    assert [2, 3, 3, 3] == [len(of_arm) for of_arm in plans.values()]
+    assert [2, 3, 3, 2, 3] == [len(of_arm) for of_arm in plans.values()]
     assert all(
         "closed_fresh" in plan and "closed_of_fresh_plan" in plan for of_arm in plans.values() for plan in of_arm
     )
@@ -51,6 +51,21 @@ def test_each_arm_has_seconds_and_plans(script, files, tmp_path, capsys):
     table = capsys.readouterr().out
     assert (tmp_path / "o.md").read_text() in table + "\n"
     assert all(name in table for name in script.ARMS)
+
+
+def test_together_and_over_processes(script, files, tmp_path, capsys):
+    """Runs at the same time report wall and CPU time; one and more processes plan about as well."""
+    command = ["--pairs", files[0], "--model", files[1], "--rounds", "1", "--json", str(tmp_path / "o.json")]
+    assert 0 == script.main(
+        [*command, "--setting", "static", "--together", "--no-quality", "--rows", "600", "--arm", "encode"]
+    )
+    run = json.loads((tmp_path / "o.json").read_text())["results"]["encode"]["every_run"][0]
+    assert min(run["seconds_times_random"], run["cpu_seconds_times_random"]) > 0.3
+    assert 0 == script.main([*command, "--setting", "ranks"])
+    results = json.loads((tmp_path / "o.json").read_text())["results"]
+    assert {"bisect", "partition", "best"} == set(results)
+    assert all({"1", "2", "3"} == set(by) for by in results.values())
+    assert "3 processes" in capsys.readouterr().out
 
 
 def test_the_store_alone(script, tmp_path, capsys):

@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import make_bert
+from conftest import make_bert, planted_pairs
 from distributed_job import BATCH, EPOCHS, ROWS
+
+from gcbs_st.planners import make_planner
+from gcbs_st.quality import plan_quality
 
 JOB = Path(__file__).with_name("distributed_job.py")
 RANKS, STEPS = 2, 6
@@ -55,6 +59,28 @@ def test_all_ranks_harvest_for_the_one_that_plans(processes, tmp_path):
         assert rank["aged"]["trained"] == rank["sent aged"]["trained"]
     assert seen[0]["shared"]["ages"][1] > 2, "rows of the first epoch are as old as that"
     assert [2.0] == seen[0]["aged"]["ages"] == seen[0]["sent aged"]["ages"]
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_all_ranks_plan_a_cell_each(processes, tmp_path):
+    """Each process is given its own cell of near rows, and what they plan is one order that closes as much as one's."""
+    seen = launch(tmp_path, "", processes, 0, "together")
+    anchors, positives = planted_pairs(processes)
+    n = len(anchors)
+    for rank in seen:
+        assert [n // processes] == rank["given"], "no process is given more than its own rows"
+        assert rank["threads"] == max(1, len(os.sched_getaffinity(0)) // processes)
+    assert [[]] * (processes - 1) == [rank["best"] for rank in seen[1:]]
+    assert sorted(seen[0]["few"]) == list(range(2 * BATCH)), "two batches for three processes"
+    for name in ("reversing", "bisect", "partition", "best"):
+        order = np.array(seen[0][name])
+        assert sorted(order) == list(range(n))
+        for cell in order.reshape(processes, -1):
+            assert 1 == len(set(cell % processes)), "rows of one planted cluster are planned by one process"
+    for name in ("bisect", "partition", "best"):
+        alone = make_planner(name).plan(anchors, positives, BATCH, np.random.default_rng(3))
+        closed = [plan_quality(anchors, positives, np.array(o), BATCH).closed for o in (seen[0][name], alone)]
+        assert closed[0] > closed[1] - 0.05, closed
 
 
 def epochs_of(trained):

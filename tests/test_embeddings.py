@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,17 @@ def test_prompt_makes_a_difference(bert: SentenceTransformer, pairs: Dataset) ->
     prompted = encode_rows(bert, pairs, rows, text_columns(pairs, prompts={"anchor": "query : "}), batch_size=8)
     assert 1e-3 < np.abs(plain[0] - prompted[0]).max()
     np.testing.assert_allclose(plain[1], prompted[1], atol=1e-5)
+
+
+def test_precision_of_training(bert: SentenceTransformer, pairs: Dataset) -> None:
+    """Rows are embedded in the half precision that they are trained in, and have unit norm in full precision."""
+    bfloat16 = partial(torch.autocast, "cpu", torch.bfloat16)
+    plain = encode_rows(bert, pairs, np.arange(40), COLUMNS, batch_size=8)
+    found = encode_rows(bert, pairs, np.arange(40), COLUMNS, batch_size=8, autocast=bfloat16)
+    for one, other in zip(plain, found, strict=True):
+        assert 1e-5 < np.abs(one - other).max() < 0.05
+        assert np.float32 == other.dtype
+        np.testing.assert_allclose(np.linalg.norm(other, axis=1), 1, atol=1e-6)
 
 
 def test_default_prompt_is_not_applied(bert: SentenceTransformer, pairs: Dataset) -> None:

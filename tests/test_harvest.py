@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,34 @@ def test_autocast_is_harvested_as_it_is(tmp_path, still_bert):
     check(trainer, look, tolerance=8e-3)
     plain = encoded_by(SentenceTransformer(still_bert, device="cpu"), trainer, look)
     assert max(np.abs(one - other).max() for one, other in zip(look.arrays[""], plain, strict=True)) > 1e-5, "not bf16"
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_rows_are_encoded_in_the_precision_of_training(half, tmp_path, still_bert):
+    """A refreshed row is what a training pass would have made of it."""
+    model, given = (
+        SentenceTransformer(still_bert, device="cpu"),
+        {"embedding_source": "encode", "planner": Kept(), "bf16": half},
+    )
+    trainer, _ = harvest(tmp_path, model, make_pairs(ROWS), MNRL(model), **given)
+    context = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
+    with torch.no_grad(), context:
+        first = model(model.preprocess([make_pairs(ROWS)["anchor"][0]]))["sentence_embedding"][0].float().numpy()
+    np.testing.assert_allclose(trainer.planner.anchors[0], first / np.linalg.norm(first), atol=4e-3 if half else 2e-6)
+    assert half == (np.abs(trainer.planner.anchors[0] - encoded_first(still_bert)).max() > 1e-5)
+
+
+class Kept:
+    """Keeps the embeddings that it was given."""
+
+    def plan(self, anchors, positives, batch_size, rng):
+        self.anchors = np.array(anchors)
+        return np.arange(len(anchors))
+
+
+def encoded_first(folder: str) -> np.ndarray:
+    """The embedding of the first anchor in full precision."""
+    return SentenceTransformer(folder, device="cpu").encode(make_pairs(ROWS)["anchor"][0], normalize_embeddings=True)
 
 
 @pytest.mark.parametrize("sampler", ["round_robin", "proportional"])

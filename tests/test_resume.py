@@ -74,8 +74,9 @@ def test_killed_runs_resume_bitwise():
         ("--accumulation", "2", "--persistent"),
         ("--no-duplicates",),
         ("--source", "harvest"),
+        ("--loss", "EMC2Loss"),
     ],
-    ids=["plain", "accumulation, persistent workers", "no duplicates", "harvest"],
+    ids=["plain", "accumulation, persistent workers", "no duplicates", "harvest", "EMC2"],
 )
 def test_killed_at_ten_points_resumes_bitwise(options):
     """Ten random kill points for each number of workers, the first in new interpreters."""

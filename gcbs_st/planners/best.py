@@ -44,6 +44,9 @@ class BestPlanner:
         True
     """
 
+    # Several processes may each plan rows that lie together, see `gcbs_st.parallel_planning`.
+    splits = True
+
     def __init__(
         self,
         *,

@@ -51,6 +51,9 @@ class PartitionPlanner:
         True
     """
 
+    # Several processes may each plan rows that lie together, see `gcbs_st.parallel_planning`.
+    splits = True
+
     def __init__(  # noqa: PLR0913 - B3's options beside those of every clustering planner
         self,
         *,

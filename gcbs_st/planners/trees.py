@@ -6,6 +6,7 @@ memory and a level costs one pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,6 +20,8 @@ _CHUNK_ROWS = 8192
 _AXES_ROWS = 16384
 # The nodes of the first levels are split side by side; from then on each thread has a whole subtree to itself.
 _SHARED_LEVELS = 4
+# Sweeps of a split, and rows that take part in them.
+_SETTINGS = (10, 2048)
 
 
 def grow_trees(
@@ -27,7 +30,7 @@ def grow_trees(
     rng: np.random.Generator,
     *,
     trees: int = 1,
-    settings: tuple[int, int] = (10, 2048),
+    settings: tuple[int, int] = _SETTINGS,
     threads: int = 0,
 ) -> np.ndarray:
     """Returns (m,) int64, an order of the points whose blocks are the leaves of the tightest of several trees.
@@ -58,6 +61,32 @@ def grow_trees(
             if tightness > most:
                 best, most = rows.copy(), tightness
     return best
+
+
+def cut_cells(points: np.ndarray, sizes: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Returns (m,) int64, an order of the points whose consecutive blocks are cells of 2-means of given sizes.
+
+    Cost: O(m dims log(cells)) time.
+
+    Args:
+        points: (m, dims) float32; reordered in place.
+        sizes: points of each cell, which add up to m; may be 0.
+        rng: the source of the starting pairs.
+
+    Returns:
+        Places of the points as they were given.
+    """
+    rows, seed, bounds = np.arange(len(points)), int(rng.integers(2**31)), np.cumsum([0, *sizes])
+    nodes = [(0, len(sizes))]
+    while nodes:
+        first, last = nodes.pop()
+        if last - first > 1:
+            middle = (first + last) // 2
+            cut = (int(bounds[first]), int(bounds[middle]), int(bounds[last]))
+            if cut[0] < cut[1] < cut[2]:
+                _split_node(points, rows, cut, _SETTINGS, seed)
+            nodes += [(first, middle), (middle, last)]
+    return rows
 
 
 def project_pairs(
