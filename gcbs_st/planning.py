@@ -120,6 +120,49 @@ def loss_scale(loss: Any) -> float:
     return SCALE
 
 
+def gathers_negatives(loss: Any) -> bool:
+    """Returns whether a loss contrasts the rows of all processes with one another.
+
+    Args:
+        loss: a loss module; wrapped ones (Matryoshka) are looked into.
+    """
+    while loss is not None:
+        if getattr(loss, "gather_across_devices", False):
+            return True
+        loss = getattr(loss, "loss", None)
+    return False
+
+
+def refuse_unsupported(trainer: Any) -> None:
+    """Returns nothing, if the rows that a step trains on are those that were planned for it.
+
+    Args:
+        trainer: a `GCBSTrainer` that is about to train.
+
+    Raises:
+        ValueError: sharded weights, or batches that are cut or dealt out anew after they were planned.
+    """
+    accelerator = trainer.accelerator
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    sharded = "Rows are embedded by each process on its own, which holds only a part of the weights. Use DDP"
+    reasons = {
+        "FSDP": (trainer.is_fsdp_enabled, sharded),
+        "DeepSpeed ZeRO-3": (plugin is not None and plugin.zero_stage == 3, f"{sharded}, or ZeRO 1 or 2"),
+        "accelerator_config.dispatch_batches": (
+            bool(accelerator.dispatch_batches),
+            "The main process would read the batches of all and cut them anew. Leave it at None",
+        ),
+        "accelerator_config.split_batches": (
+            bool(accelerator.split_batches) and trainer.args.world_size > 1,
+            "Each process would train on a part of a planned batch. Leave it at False and give "
+            "per_device_train_batch_size the rows of one process",
+        ),
+    }
+    for what, (is_used, why) in reasons.items():
+        if is_used:
+            raise ValueError(f"{what}: got a run that uses it, expected one without. {why}.")
+
+
 def plan_record(
     anchors: np.ndarray, positives: np.ndarray, order: np.ndarray, batch_size: int, scale: float, *, repeats: bool
 ) -> dict[str, float]:

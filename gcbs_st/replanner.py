@@ -17,7 +17,7 @@ from gcbs_st.checkpoint import read_plan
 from gcbs_st.parallel_planning import plan_with_all, splits_work
 from gcbs_st.planners import RandomPlanner, check_order
 from gcbs_st.planners.base import check_batches
-from gcbs_st.planning import clusters_at, loss_scale, plan_record
+from gcbs_st.planning import clusters_at, gathers_negatives, loss_scale, plan_record
 from gcbs_st.ranks import agree, agree_on_rows
 from gcbs_st.sampler import PlannedBatchSampler
 from gcbs_st.sources import Fetched
@@ -108,7 +108,7 @@ class Replanner:
         rng = sampler.rng(_PLAN, sampler.plan_count, index)
         blind = isinstance(self.trainer.planner, RandomPlanner) and not self.trainer.planner.measure
         if blind and not self.trainer.plans_differently:
-            new = self._separated(rng.permutation(np.sort(tail[:planned])), sampler)  # needs no embeddings
+            new = self._separated(rng.permutation(np.sort(tail[:planned])), name)  # needs no embeddings
         else:
             # In the order of their ids, so that a plan depends on which rows are left and not on their last order.
             # Where rows recur while others wait there are all of them to choose from, drawn before or not.
@@ -117,13 +117,15 @@ class Replanner:
             fetched = self.trainer.source.fetch(name, rows, self.trainer.state.global_step, everything=overlapping)
             seconds = time.perf_counter() - began
             self.trainer.source.seconds = harvesting + seconds
-            if not agree(len(fetched.rows) >= 2 * sampler.batch_size, ranks):
+            size = self.contrast_rows(name)
+            if not agree(len(fetched.rows) >= 2 * size, ranks):
                 return
+            self._set_progress(sampler.epoch, size)
             new = np.empty(planned, np.int64)
             if self.trainer.is_world_process_zero():
                 new = self.plan_rows(name, fetched, tail[:planned], rng, seconds)[:planned]
             elif self._splits_work():
-                self._order(None, sampler.batch_size, rng)
+                self._order(None, size, rng)
             new = agree_on_rows(new, ranks, self.trainer.args.device)
         tail[:planned] = self._shuffled(new, sampler, ranks) if self.trainer.args.shuffle_planned_batches else new
         sampler.replace_tail(tail, start, repeats=overlapping)
@@ -143,26 +145,21 @@ class Replanner:
         Returns:
             (m,) the rows in their new order; any rows where batches overlap.
         """
-        sampler, planner = self.trainer.planned_samplers[name], self.trainer.planner
-        if hasattr(planner, "epoch"):
-            planner.epoch = sampler.epoch  # some methods change over the epochs, which a planner does not know
-        if self.trainer.args.cluster_schedule == "curriculum":
-            done = self.trainer.state.global_step / max(1, self.trainer.state.max_steps)
-            planner.clusters_per_batch = clusters_at(done, sampler.batch_size, self.trainer.clusters_at_end)
+        planner, size = self.trainer.planner, self.contrast_rows(name)
         began = time.perf_counter()
         overlapping = getattr(planner, "overlapping", False)
         rows, (anchors, positives) = fetched.rows, fetched.arrays
-        if not overlapping and (rest := len(rows) % sampler.batch_size):
+        if not overlapping and (rest := len(rows) % size):
             keep = np.sort(rng.choice(len(rows), len(rows) - rest, replace=False))
             rows, anchors, positives = rows[keep], anchors[keep], positives[keep]
-        order = self._order((anchors, positives), sampler.batch_size, rng)
+        order = self._order((anchors, positives), size, rng)
         if overlapping:
-            new = rows[check_batches(order, len(rows), sampler.batch_size, repr(planner))]
+            new = rows[check_batches(order, len(rows), size, repr(planner))]
         else:
             # Rows without embeddings fill batches of their own, in the order that they had.
             new = rows[check_order(order, len(rows), repr(planner))]
-            new = self._separated(np.concatenate([new, tail[~np.isin(tail, rows)]]), sampler)
-        blocks = new[: len(new) // sampler.batch_size * sampler.batch_size].reshape(-1, sampler.batch_size)
+            new = self._separated(np.concatenate([new, tail[~np.isin(tail, rows)]]), name)
+        blocks = new[: len(new) // size * size].reshape(-1, size)
         # Measured on the batches whose rows all have embeddings.
         measured = blocks[np.isin(blocks, rows).all(axis=1)].ravel()
         if not overlapping and len(measured) < len(rows):
@@ -172,8 +169,8 @@ class Replanner:
             anchors,
             positives,
             np.searchsorted(rows, measured),
-            sampler.batch_size,
-            loss_scale(self.trainer.loss.get(name) if isinstance(self.trainer.loss, dict) else self.trainer.loss),
+            size,
+            loss_scale(self._loss_of(name)),
             repeats=overlapping,
         )
         plan_seconds = time.perf_counter() - began
@@ -191,6 +188,30 @@ class Replanner:
         self.trainer.log({prefix + key: value for key, value in record.items()})
         return new
 
+    def _set_progress(self, epoch: int, size: int) -> None:
+        """Tells the planner, on every process, what it does not know: how far the training has come."""
+        planner, state = self.trainer.planner, self.trainer.state
+        if hasattr(planner, "epoch"):
+            planner.epoch = epoch
+        if self.trainer.args.cluster_schedule == "curriculum":
+            done = state.global_step / max(1, state.max_steps)
+            planner.clusters_per_batch = clusters_at(done, size, self.trainer.clusters_at_end)
+
+    def contrast_rows(self, name: str) -> int:
+        """Returns how many rows are contrasted with one another, which is what is planned as one batch.
+
+        Args:
+            name: of the dataset.
+
+        Returns:
+            The rows of a batch, times the processes if the loss gathers the negatives of all.
+        """
+        rows: int = self.trainer.planned_samplers[name].batch_size
+        return rows * (self.trainer.args.world_size if gathers_negatives(self._loss_of(name)) else 1)
+
+    def _loss_of(self, name: str) -> Any:
+        return self.trainer.loss.get(name) if isinstance(self.trainer.loss, dict) else self.trainer.loss
+
     def _splits_work(self) -> bool:
         """Whether all processes plan; a user's own `plan_batches` is promised all rows, on the main one."""
         return not self.trainer.plans_differently and splits_work(self.trainer.planner, self.trainer.args.world_size)
@@ -207,12 +228,15 @@ class Replanner:
             self.trainer.planner, pairs, batch_size, rng, processes=args.world_size, device=args.device
         )
 
-    def _separated(self, order: np.ndarray, sampler: PlannedBatchSampler) -> np.ndarray:
+    def _separated(self, order: np.ndarray, name: str) -> np.ndarray:
+        sampler = self.trainer.planned_samplers[name]
         if sampler.shared_values is None:
             return order
-        separated = sampler.shared_values.separate(order, sampler.batch_size)
-        if separated is not None:
-            return separated
+        # Where a step of all processes has no place for a row, at least its own process's batch should.
+        for size in dict.fromkeys((self.contrast_rows(name), sampler.batch_size)):
+            separated = sampler.shared_values.separate(order, size)
+            if separated is not None:
+                return np.asarray(separated)
         logger.warning(
             "No exchange of rows keeps duplicates apart in this plan; these rows keep their former batches."
         )

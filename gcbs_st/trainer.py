@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformerTrainer
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -26,11 +26,12 @@ from gcbs_st.corpus import require_map_style
 from gcbs_st.duplicates import SharedValues
 from gcbs_st.embeddings import text_columns
 from gcbs_st.harvest import ROWS_KEY, number_rows
-from gcbs_st.planning import fingerprint, parts_of, source_options, take_groups
+from gcbs_st.planning import fingerprint, parts_of, refuse_unsupported, source_options, take_groups
 from gcbs_st.replanner import Replanner
 from gcbs_st.row_states import RowStates
 from gcbs_st.sampler import PlannedBatchSampler
 from gcbs_st.sources import EmbeddingSource, Part
+from gcbs_st.step_sampler import StepBatches, WholeSteps
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +146,7 @@ class GCBSTrainer(SentenceTransformerTrainer):
 
         Only this loader's batches are planned: the same dataset may also be the one that is evaluated.
         """
+        refuse_unsupported(self)
         self.planned_samplers = {}
         self._building_train_loader = True
         try:
@@ -195,6 +197,28 @@ class GCBSTrainer(SentenceTransformerTrainer):
         )
         self.planned_samplers[name] = sampler
         return sampler
+
+    def get_multi_dataset_batch_sampler(
+        self,
+        dataset: ConcatDataset[Any],
+        batch_samplers: list[BatchSampler],
+        generator: torch.Generator | None = None,
+        seed: int | None = 0,
+    ) -> BatchSampler:
+        """Returns the host's sampler; on several processes the batches of one training step are of one dataset.
+
+        Args:
+            dataset: the datasets one after the other.
+            batch_samplers: of each of them.
+            generator: the host's.
+            seed: the host's.
+        """
+        ranks = self.args.world_size
+        if ranks == 1 or not self._building_train_loader:
+            return super().get_multi_dataset_batch_sampler(dataset, batch_samplers, generator, seed)
+        whole: list[BatchSampler] = [WholeSteps(batches, ranks) for batches in batch_samplers]
+        steps = super().get_multi_dataset_batch_sampler(dataset, whole, generator, seed)
+        return StepBatches(steps, self.args.per_device_train_batch_size, ranks)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains as the host does; a resumed run draws the batches that the interrupted one would have drawn.
@@ -380,7 +404,7 @@ class GCBSTrainer(SentenceTransformerTrainer):
         return "" if dataset is self.train_dataset else None
 
     def _steps_an_epoch(self) -> int:
-        batches: int = sum(len(sampler) for sampler in self.planned_samplers.values()) // self.args.world_size
+        batches: int = sum(len(sampler) // self.args.world_size for sampler in self.planned_samplers.values())
         return max(1, -(-batches // self.args.gradient_accumulation_steps))
 
     def training_set_fingerprint(self) -> str:

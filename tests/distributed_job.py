@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from conftest import make_pairs, planted_pairs
+from datasets import DatasetDict
 from kill_and_resume import RecordingTrainer, weights_hash
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -40,7 +41,7 @@ class PlannedTrainer(RecordingTrainer):
 
         def keep(*args: Any) -> Any:
             rows = plan_rows(*args)
-            self.plans.append({"step": self.state.global_step, "rows": rows.tolist()})
+            self.plans.append({"step": self.state.global_step, "name": args[0], "rows": rows.tolist()})
             return rows
 
         self.replanner.plan_rows = keep
@@ -153,6 +154,26 @@ def plan_together(processes: int) -> dict[str, Any]:
     return result
 
 
+def several(model_folder: str, output: Path, sampler: str) -> dict[str, Any]:
+    """One training on two datasets, with a loss that gathers the negatives of all processes."""
+    model = SentenceTransformer(model_folder, device="cpu")
+    args = GCBSTrainingArguments(
+        str(output), per_device_train_batch_size=BATCH, num_train_epochs=EPOCHS, learning_rate=1e-3, use_cpu=True,
+        save_strategy="no", report_to="none", disable_tqdm=True, planner="bisect", multi_dataset_batch_sampler=sampler,
+    )  # fmt: skip
+    parts = DatasetDict({"first": make_pairs(ROWS), "second": make_pairs(ROWS // 2, seed=5)})
+    ids = {name: {tuple(row.values()): i for i, row in enumerate(rows)} for name, rows in parts.items()}
+    loss = MultipleNegativesRankingLoss(model, gather_across_devices=True)
+    trainer = PlannedTrainer(model, args, parts, loss=loss)
+    trainer.train()
+    trained = [
+        [step, next([name, [ids[name][texts] for texts in batch]] for name in parts if batch[0] in ids[name])]
+        for step, batch in trainer.trained
+    ]
+    logged = [key for entry in trainer.state.log_history for key in entry if key.endswith("planned_rows")]
+    return {"trained": trained, "plans": trainer.plans, "logged": logged}
+
+
 def main() -> None:
     """Trains once from the start and then from several checkpoints, and writes `rank_R.json`."""
     model_folder, output, workers, source = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
@@ -160,6 +181,10 @@ def main() -> None:
     if source == "together":
         PartialState(cpu=True)
         result: dict[str, Any] = plan_together(int(os.environ["WORLD_SIZE"]))
+    elif source == "several":
+        result = {
+            sampler: several(model_folder, output / "run", sampler) for sampler in ("round_robin", "proportional")
+        }
     elif source == "both ways":  # through files that the ranks share, and sent to the rank that plans
         result = {"shared": harvest(model_folder, output / "run", first_plan="encode")}
         result["aged"] = harvest(model_folder, output / "run", embedding_max_age=2)

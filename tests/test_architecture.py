@@ -38,7 +38,7 @@ ROOMS = [
         "ranks",
         "store",
     },
-    {"corpus", "planners", "sampler", "evaluation", "word_vectors", "row_states"},
+    {"corpus", "planners", "sampler", "step_sampler", "evaluation", "word_vectors", "row_states"},
     {"quality", "arguments", "mteb_protocol", "sources"},
     {"callback", "planning", "parallel_planning"},
     {"replanner"},

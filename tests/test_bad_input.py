@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
 from gcbs_st.checkpoint import PLAN_FILE, last_whole_checkpoint, read_plan
+from gcbs_st.planning import refuse_unsupported
 
 B = 8
 
@@ -367,3 +369,45 @@ def test_the_right_checkpoint_raises_no_warning(tmp_path, pairs, stopped, caplog
         with caplog.at_level(logging.WARNING):
             trainer.train(resume_from_checkpoint=str(stopped / f"checkpoint-{step}"))
     assert "cannot be resumed" not in caplog.text
+
+
+# ---------------------------------------------------------------- ways of training that plans do not reach
+
+
+def test_dispatched_batches_are_refused(tmp_path, static_model, pairs):
+    """Batches that are cut anew after planning are no planned batches."""
+    args = GCBSTrainingArguments(
+        str(tmp_path),
+        accelerator_config={"dispatch_batches": True},
+        report_to="none",
+        use_cpu=True,
+        save_strategy="no",
+    )
+    trainer = GCBSTrainer(static_model, args, pairs, loss=MultipleNegativesRankingLoss(static_model))
+    with pytest.raises(ValueError, match=r"dispatch_batches: got .* Leave it at None"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("what", "given", "match"),
+    [
+        ("fsdp", {"is_fsdp_enabled": True}, "FSDP: .* Use DDP"),
+        ("zero 3", {"zero": 3}, "ZeRO-3: .* or ZeRO 1 or 2"),
+        ("split", {"split_batches": True, "ranks": 2}, "split_batches: .* rows of one process"),
+    ],
+)
+def test_sharded_weights_and_cut_batches_are_refused(what, given, match):
+    """What one process cannot embed, or would not train on as planned, is refused with what to do instead."""
+
+    def trainer(is_fsdp_enabled=False, zero=2, split_batches=False, ranks=1):
+        plugin = SimpleNamespace(zero_stage=zero)
+        accelerator = SimpleNamespace(
+            state=SimpleNamespace(deepspeed_plugin=plugin), dispatch_batches=None, split_batches=split_batches
+        )
+        args = SimpleNamespace(world_size=ranks)
+        return SimpleNamespace(accelerator=accelerator, is_fsdp_enabled=is_fsdp_enabled, args=args)
+
+    refuse_unsupported(trainer())
+    refuse_unsupported(trainer(split_batches=True))
+    with pytest.raises(ValueError, match=match):
+        refuse_unsupported(trainer(**given))

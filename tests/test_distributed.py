@@ -83,6 +83,29 @@ def test_all_ranks_plan_a_cell_each(processes, tmp_path):
         assert closed[0] > closed[1] - 0.05, closed
 
 
+def test_a_step_is_of_one_dataset_and_planned_as_one_batch(bert_folder, tmp_path):
+    """Where negatives are gathered, the batches of a step are a block of 2 B rows of one dataset's plan."""
+    first, second = launch(tmp_path, bert_folder, RANKS, 0, "several")
+    for sampler in ("round_robin", "proportional"):
+        steps = list(zip(first[sampler]["trained"], second[sampler]["trained"], strict=True))
+        assert {"first", "second"} == {name for (_, (name, _)), _ in steps}
+        blocks = {
+            (plan["name"], frozenset(plan["rows"][start : start + RANKS * BATCH]))
+            for plan in first[sampler]["plans"]
+            for start in range(0, len(plan["rows"]), RANKS * BATCH)
+        }
+        for (step, (name, rows)), (other_step, (other_name, other_rows)) in steps:
+            assert (step, name) == (other_step, other_name)
+            assert (name, frozenset(rows + other_rows)) in blocks
+            assert 2 * BATCH == len({*rows, *other_rows})
+        assert {"gcbs/first/planned_rows", "gcbs/second/planned_rows"} <= set(first[sampler]["logged"])
+    # Whole steps of the smaller dataset: 54 rows are 6 batches, 3 steps an epoch; of the larger, 6.
+    counts = {
+        s: [name for _, (name, _) in first[s]["trained"]].count("first") for s in ("round_robin", "proportional")
+    }
+    assert {"round_robin": 3 * EPOCHS, "proportional": 6 * EPOCHS} == counts
+
+
 def epochs_of(trained):
     """The batches of each epoch."""
     return [[batch for step, batch in trained if (step - 1) // STEPS == epoch] for epoch in range(EPOCHS)]
