@@ -22,10 +22,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from gcbs_st.arguments import GCBSTrainingArguments
 from gcbs_st.baselines import freeze, with_transformers_tokenizers
 from gcbs_st.config import ArmConfig, ConfigError, ExperimentConfig, LossConfig, override
-from gcbs_st.evaluation import evaluate_sts
-from gcbs_st.experiment import DEV_TASK, make_loss, training_arguments
+from gcbs_st.experiment import make_loss, training_arguments
 from gcbs_st.planners import available
-from gcbs_st.sts_data import StsTask
+from gcbs_st.scoring import STS, Scoring
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,15 +182,19 @@ class DevCurve(TrainerCallback):
 
     Args:
         model: what is trained.
-        task: what it is scored on.
+        task: what it is scored on, of the kind that `scoring` scores.
         every: steps; 0 for at the end only.
         batch_size: texts a forward pass.
+        scoring: how it is scored.
     """
 
-    def __init__(self, model: SentenceTransformer, task: StsTask, every: int, batch_size: int) -> None:
+    def __init__(
+        self, model: SentenceTransformer, task: Any, every: int, batch_size: int, scoring: Scoring = STS
+    ) -> None:
         self.points: list[tuple[int, float, float]] = []
         self.seconds_scoring = 0.0
         self._model, self._task, self._every, self._batch_size = model, task, every, batch_size
+        self._scoring = scoring
         self._began = time.perf_counter()
 
     def start(self) -> None:
@@ -210,7 +213,7 @@ class DevCurve(TrainerCallback):
         if not (step == state.max_steps or (self._every and step % self._every == 0)):
             return
         seconds, began = self.seconds(), time.perf_counter()
-        # evaluate_sts leaves modes and random numbers as they were: the training does not notice.
-        value = evaluate_sts(self._model, {DEV_TASK: self._task}, batch_size=self._batch_size)[DEV_TASK]
+        # Scoring leaves modes and random numbers as they were: the training does not notice.
+        value = self._scoring.dev_score(self._model, self._task, self._batch_size)
         self.points.append((step, round(seconds, 2), round(value, 4)))
         self.seconds_scoring += time.perf_counter() - began

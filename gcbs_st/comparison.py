@@ -14,10 +14,11 @@ from transformers import set_seed
 
 from gcbs_st.arms import plan_runs
 from gcbs_st.config import ConfigError, ExperimentConfig, dump_config
-from gcbs_st.experiment import DEV_TASK, Record, initial_model, score
+from gcbs_st.experiment import Record, initial_model, score
 from gcbs_st.files import write_json, write_text
 from gcbs_st.report import comparison_report, markdown_table
 from gcbs_st.runner import Runner, run_all
+from gcbs_st.scoring import scoring_of
 from gcbs_st.statistics import summarise
 
 Tell = Callable[[str], None]
@@ -114,7 +115,8 @@ def compare(config: ExperimentConfig, options: Options, tell: Tell) -> Content:
 def _write_comparison(
     config: ExperimentConfig, options: Options, records: Mapping[str, Mapping[int, Record]], before: Record
 ) -> Content:
-    summary = summarise(records, options.reference, DEV_TASK)
+    dev = scoring_of(config.evaluation).dev_metric
+    summary = summarise(records, options.reference, dev)
     seeds = list(records[options.reference])
     base = records[options.reference][seeds[0]]
     content = {
@@ -123,9 +125,11 @@ def _write_comparison(
         "seeds": seeds,
         "reference": options.reference,
         "dev_steps": options.dev_steps,
+        "dev_metric": dev,
         # Of all runs: a comparison that was interrupted may have gone on at another commit.
         "commits": sorted({str(record["commit"]) for runs in records.values() for record in runs.values()}),
         **{key: base[key] for key in ("corpus_hash", "training_rows", "python", "versions")},
+        "tasks": base.get("tasks", {}),
         "config": yaml.safe_load(dump_config(config)),
         "before": before,
         "arms": summary,
@@ -169,7 +173,7 @@ def settings_of(sweeps: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def select(config: ExperimentConfig, options: Options, sweeps: Sequence[str], tell: Tell) -> str:
-    """Returns a table of the settings of a sweep, the best of each arm marked, by STS-B dev alone.
+    """Returns a table of the settings of a sweep, the best of each arm marked, by the dev task alone.
 
     Args:
         config: the experiment. Its test tasks are not even read.
@@ -185,9 +189,10 @@ def select(config: ExperimentConfig, options: Options, sweeps: Sequence[str], te
     """
     runs = plan_runs(config, options.arms, options.seeds, options.out, settings_of(sweeps))
     runner = Runner(config, dev_steps=options.dev_steps, dev_only=True, save_models=options.save_models)
+    dev = runner.scoring.dev_metric
     scores: dict[str, dict[str, list[float]]] = {arm: {} for arm in options.arms}
     for run, record in run_all(runs, runner, tell):
-        scores[run.arm].setdefault(" ".join(run.setting), []).append(record[DEV_TASK])
+        scores[run.arm].setdefault(" ".join(run.setting), []).append(record[dev])
     means = {arm: {s: statistics.fmean(values) for s, values in by.items()} for arm, by in scores.items()}
     best = {arm: max(by, key=lambda setting: by[setting]) for arm, by in means.items()}
     write_json(
@@ -195,7 +200,7 @@ def select(config: ExperimentConfig, options: Options, sweeps: Sequence[str], te
         {
             "command": options.command,
             "seeds": options.seeds,
-            "task": DEV_TASK,
+            "task": dev,
             "best": best,
             "mean": means,
             "scores": scores,
@@ -206,4 +211,4 @@ def select(config: ExperimentConfig, options: Options, sweeps: Sequence[str], te
         for arm, by in means.items()
         for setting, mean in by.items()
     ]
-    return markdown_table(["arm", "setting", DEV_TASK, ""], rows)
+    return markdown_table(["arm", "setting", dev, ""], rows)

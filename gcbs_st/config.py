@@ -23,13 +23,13 @@ class CorpusConfig:
     """What is trained on; the arguments of `gcbs_st.corpus.load_corpus`.
 
     Attributes:
-        source: a file, a folder saved by datasets, a hub name, or `docstrings`.
+        source: a file, a folder saved by datasets, a hub name, `docstrings`, or `code`.
         name: the hub data set's configuration.
         data_files: the file of a hub data set that is read, where it holds several.
-        split: of a hub data set or a saved DatasetDict.
+        split: of a hub data set, a saved DatasetDict, or `code`.
         columns: the columns that hold anchor, positive and negatives, in this order; None for the obvious ones.
         group: a column whose equal values mark rows that are positives of each other.
-        distributions: the Python distributions that `docstrings` reads; None for all installed.
+        distributions: the Python distributions that `docstrings` and `code` read; None for all installed.
         max_rows: keep the first so many rows; None for all.
         held_out: pairs that are kept back to measure retrieval; 0 for none.
     """
@@ -57,6 +57,7 @@ class ModelConfig:
         max_seq_length: tokens; None to keep the model's own.
         head: "training" or "kept" for SimCSE's dense layer after the pooling; None for none.
         sparse_gradients: of a static model's word table, trained with SparseAdam.
+        split_identifiers: the tokenizer takes `parseHTTPHeader` and `parse_http_header` apart into words.
     """
 
     name: str
@@ -66,6 +67,7 @@ class ModelConfig:
     max_seq_length: int | None = None
     head: str | None = None
     sparse_gradients: bool = False
+    split_identifiers: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,16 +116,35 @@ class ArmConfig:
 
 
 @dataclass(frozen=True)
+class CodeSearchConfig:
+    """Code search as what is measured: pairs of query and function, each query ranking all functions of its split.
+
+    Attributes:
+        dev: pairs that settings and checkpoints are chosen by.
+        test: pairs that are scored at the end; None for none.
+        functions: whose first column of texts joins the functions of both; None for none.
+        cosqa: a folder with CoSQA's functions and dev queries, scored beside the test; None for none.
+    """
+
+    dev: CorpusConfig
+    test: CorpusConfig | None = None
+    functions: CorpusConfig | None = None
+    cosqa: str | None = None
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured; see `gcbs_st.sts_data.load_sts_tasks`.
+    """What is measured: STS (see `gcbs_st.sts_data.load_sts_tasks`), or code search in its place.
 
     Attributes:
         sts: a folder of STS files, `hub`, or `package` for the packaged STS-B.
+        code_search: in place of STS; None for STS.
         splits: which splits are scored.
         batch_size: texts a forward pass.
     """
 
     sts: str = "package"
+    code_search: CodeSearchConfig | None = None
     splits: list[str] = field(default_factory=lambda: ["dev", "test"])
     batch_size: int = 128
 

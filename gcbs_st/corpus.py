@@ -1,48 +1,28 @@
 """Training texts as a ``datasets.Dataset``: named sources in, text columns in the order the losses expect out.
 
-In: a file, a folder saved by ``datasets``, the word ``docstrings``, or the name of a data set on the Hugging Face hub.
+In: a file, a folder saved by ``datasets``, ``docstrings``, ``code``, or the name of a data set on the Hugging Face hub.
 Out: a ``Dataset`` with the columns ``anchor``, ``positive``, perhaps negatives and a ``group``; no blank text.
 Why: planning needs rows that can be counted and addressed by number, and sentence-transformers reads columns in order.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import json
 import logging
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import datasets
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Value
 
-from gcbs_st.docstrings import load_docstring_pairs
+from gcbs_st.corpus_sources import FROM_PACKAGES, MIN_ROWS, read_source
 
 logger = logging.getLogger(__name__)
 
-MIN_ROWS = 2  # one row has no in-batch negative
-
-# pandas would read the captions "None", "NA" and "null" as missing; only an empty cell is.
-CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
-LOADERS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-    ".jsonl": (Dataset.from_json, {}),
-    ".json": (Dataset.from_json, {}),
-    ".csv": (Dataset.from_csv, CSV_OPTIONS),
-    ".tsv": (Dataset.from_csv, {**CSV_OPTIONS, "sep": "\t", "quoting": csv.QUOTE_MINIMAL}),
-    ".parquet": (Dataset.from_parquet, {}),
-    ".txt": (Dataset.from_text, {}),
-}
-ENDINGS = (*LOADERS, *(f"{ending}.gz" for ending in LOADERS if ending != ".parquet"))
 NEGATIVE = re.compile(r"negative(_\d+)?")
 TEXT_TYPES = ("string", "large_string", "string_view")
-VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
 def load_corpus(  # noqa: PLR0913 -- one argument for each key of a config's corpus block
@@ -60,17 +40,17 @@ def load_corpus(  # noqa: PLR0913 -- one argument for each key of a config's cor
 
     Args:
         source: a file (jsonl, json, csv, tsv, txt: also with .gz; parquet), a folder saved by ``save_to_disk``, the
-            word ``docstrings``, or a data set on the hub. ``~`` and environment variables are expanded.
+            word ``docstrings`` or ``code``, or a data set on the hub. ``~`` and environment variables are expanded.
         columns: the text columns in the order anchor, positive, negatives. One column means unsupervised training,
-            where anchor and positive are the same text. If None, the columns are taken that are called ``anchor``,
+            where anchor and positive are the same text. A list of strings, as of tokens, is joined with blanks. If None, the columns are taken that are called ``anchor``,
             ``positive`` and ``negative...``, or else the only text column.
-        split: which split of a hub data set or a saved ``DatasetDict``; files have no splits.
+        split: which split of a hub data set, a saved ``DatasetDict`` or ``code``; files have no splits.
         name: configuration of a hub data set.
         data_files: which file of a hub data set is read, where it holds several of different kinds.
         group: a column that says which rows mean the same; kept under the name ``group``.
-        distributions: for ``docstrings``, the Python distributions to read; all installed ones if None.
-        max_rows: keep at most this many usable rows: the first ones, or, of the alphabetically sorted
-            ``docstrings``, evenly spaced ones.
+        distributions: for ``docstrings`` and ``code``, the Python distributions to read; all installed ones if None.
+        max_rows: keep at most this many usable rows: the first ones, or, of the sorted ``docstrings`` and ``code``,
+            evenly spaced ones.
 
     Returns:
         Rows with the columns ``anchor``, ``positive``, then ``negative`` or ``negative_1``, ``negative_2``, ..., and
@@ -84,13 +64,13 @@ def load_corpus(  # noqa: PLR0913 -- one argument for each key of a config's cor
     """
     if max_rows is not None and max_rows < MIN_ROWS:
         raise ValueError(f"got max_rows={max_rows}, expected at least {MIN_ROWS} or None")
-    dataset = _read(source, split=split, name=name, data_files=data_files, distributions=distributions)
+    dataset = read_source(source, split=split, name=name, data_files=data_files, distributions=distributions)
     require_map_style(dataset)
     if isinstance(dataset, Mapping):
         dataset = _pick_split(dataset, split, source)
     dataset = _without_blank_rows(_choose_columns(dataset, columns, group), source)
     if max_rows is not None and len(dataset) > max_rows:
-        spread = source == "docstrings"
+        spread = source in FROM_PACKAGES
         rows = np.linspace(0, len(dataset) - 1, max_rows).astype(int) if spread else range(max_rows)
         dataset = dataset.select(rows)
     if len(dataset) < MIN_ROWS:
@@ -174,65 +154,6 @@ def split_held_out(dataset: Dataset, rows: int, seed: int = 0) -> tuple[Dataset,
     return train, held_out
 
 
-def _read(
-    source: str, *, split: str, name: str | None, data_files: str | None, distributions: Sequence[str] | None
-) -> Any:
-    """Return what the source holds: a ``Dataset``, or whatever ``load_dataset`` gives."""
-    if data_files is not None and (source == "docstrings" or _expand(source).exists()):
-        raise ValueError(
-            f"got data_files={data_files!r} of {source!r}, expected a data set on the hub: name the file in `source`"
-        )
-    if source == "docstrings":
-        pairs = load_docstring_pairs(distributions)
-        texts = {"anchor": [summary for summary, _ in pairs], "positive": [paragraph for _, paragraph in pairs]}
-        return Dataset.from_dict(texts, features=Features(dict.fromkeys(texts, Value("string"))))
-    path = _expand(source)
-    if path.is_file():
-        return _read_file(path)
-    if path.is_dir():
-        if not any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
-            raise ValueError(f"got the folder {path}, expected one written by save_to_disk, or the name of a file")
-        return datasets.load_from_disk(str(path))
-    if source.startswith((".", "~")) or path.is_absolute() or path.name.lower().endswith(ENDINGS):
-        raise FileNotFoundError(f"no such file or folder: {path} (source {source!r})")
-    if data_files is None:
-        return datasets.load_dataset(source, name, split=split)
-    # As with local files: the captions "None" and "NA" are texts.
-    options = LOADERS[".csv"][1] if data_files.lower().endswith((".csv", ".csv.gz")) else {}
-    return datasets.load_dataset(source, name, data_files=data_files, split=split, **options)
-
-
-def _expand(source: str) -> Path:
-    """Return the source as a path, with ``~`` and environment variables filled in."""
-    for names in VARIABLE.findall(source):
-        variable = "".join(names)
-        if not os.environ.get(variable):
-            raise ValueError(
-                f"the environment variable {variable} of the source {source!r} is not set: "
-                f"set it, for example with export {variable}=/path/to/folder"
-            )
-    return Path(os.path.expandvars(source)).expanduser()
-
-
-def _read_file(path: Path) -> Dataset:
-    """Return the rows of a local file, from a cache that is keyed by the file's content."""
-    ending = path.name.lower().removesuffix(".gz")
-    ending = ending[ending.rfind(".") :]
-    if not path.name.lower().endswith(ENDINGS):
-        raise ValueError(f"got the file {path}, expected a name that ends with one of {', '.join(ENDINGS)}")
-    with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-        empty = not file.read(1)
-    if empty:  # the loaders' own message would be about a schema
-        raise ValueError(f"got 0 rows, need at least {MIN_ROWS}: the file {path} is empty")
-    with path.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    # The loaders' own cache looks at path and time only, so a file rewritten within the clock's tick would be stale.
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "gcbs_st" / content
-    load, options = LOADERS[ending]
-    dataset: Dataset = load(str(path), cache_dir=str(cache), **options)
-    return dataset
-
-
 def _pick_split(parts: Mapping[str, Dataset], split: str, source: str) -> Dataset:
     """Return one split of several."""
     if split not in parts:
@@ -274,6 +195,7 @@ def _choose_columns(dataset: Dataset, columns: Sequence[str] | None, group: str 
     if len(set(wanted)) != len(wanted):
         raise ValueError(f"got columns {wanted}, expected each once; for unsupervised training name one column")
     for column in chosen:
+        dataset = _joined(dataset, column)
         if column not in _text_columns(dataset):
             raise ValueError(f"got column {column!r} of type {dataset.features[column]}, expected strings")
     names = dict(zip(chosen, _names(len(chosen)), strict=False))
@@ -284,6 +206,18 @@ def _choose_columns(dataset: Dataset, columns: Sequence[str] | None, group: str 
         dataset = dataset.add_column("positive", dataset.with_format("arrow")[:]["anchor"])
     order = [*_names(max(len(chosen), 2)), *(["group"] if group is not None else [])]
     return dataset.select_columns(order)
+
+
+def _joined(dataset: Dataset, column: str) -> Dataset:
+    """Return the dataset with a column of lists of strings, such as tokens, as texts; any other stays as it is."""
+    kind = dataset.features[column]
+    inner = kind[0] if isinstance(kind, list) else getattr(kind, "feature", None)
+    if getattr(inner, "dtype", None) not in TEXT_TYPES:
+        return dataset
+    texts = [
+        None if tokens is None else " ".join(filter(None, tokens)) for tokens in dataset.with_format(None)[column]
+    ]
+    return dataset.with_format(None).remove_columns(column).add_column(column, texts, feature=Value("string"))
 
 
 def _names(count: int) -> list[str]:

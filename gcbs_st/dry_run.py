@@ -19,8 +19,10 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-from gcbs_st.config import CorpusConfig, ExperimentConfig, ModelConfig
+from gcbs_st.code_corpus import split_of
+from gcbs_st.config import CodeSearchConfig, CorpusConfig, ExperimentConfig, ModelConfig
 from gcbs_st.corpus import load_corpus
+from gcbs_st.corpus_sources import FROM_PACKAGES
 from gcbs_st.cost import ANY_MACHINE, architecture, cost_table, is_here, needs, with_train
 from gcbs_st.experiment import run_experiment, training_arguments
 from gcbs_st.report import experiment_table
@@ -74,7 +76,8 @@ def small_config(config: ExperimentConfig, folder: Path) -> ExperimentConfig:
         The same blocks, runs and losses, on `_ROWS` rows.
     """
     rows = _small_rows(config.corpus)
-    tasks = _small_tasks(config)
+    code = config.evaluation.code_search
+    tasks = {} if code else _small_tasks(config)
     rows.to_json(folder / "rows.jsonl")
     (folder / "sts").mkdir()
     for name, task in tasks.items():
@@ -92,7 +95,9 @@ def small_config(config: ExperimentConfig, folder: Path) -> ExperimentConfig:
             held_out=min(config.corpus.held_out, _HELD_OUT),
         ),
         model=dataclasses.replace(config.model, name=str(folder / "model")),
-        evaluation=dataclasses.replace(config.evaluation, sts=str(folder / "sts")),
+        evaluation=dataclasses.replace(
+            config.evaluation, sts=str(folder / "sts"), code_search=code and _small_code_search(code, folder)
+        ),
         arms={},
     )
     return _small_batches(with_train(small, _SMALL))
@@ -117,8 +122,10 @@ def _small_rows(corpus: CorpusConfig) -> Dataset:
     if is_here(corpus.source):
         options = dataclasses.asdict(corpus)
         del options["held_out"]
-        if corpus.source == "docstrings":
+        if corpus.source in FROM_PACKAGES:
             options["distributions"] = corpus.distributions or _DOCSTRINGS
+        if corpus.source == "code" and not corpus.distributions:
+            options["split"] = split_of(_DOCSTRINGS[0])
         return load_corpus(**{**options, "max_rows": min(corpus.max_rows or _ROWS, _ROWS)})
     count = len(corpus.columns or ["anchor", "positive"])
     negatives = ["negative"] if count == 3 else [f"negative_{i + 1}" for i in range(count - 2)]
@@ -130,6 +137,16 @@ def _small_rows(corpus: CorpusConfig) -> Dataset:
     if corpus.group:
         columns["group"] = [i // 2 for i in range(_ROWS)]
     return Dataset.from_dict(columns)
+
+
+def _small_code_search(code: CodeSearchConfig, folder: Path) -> CodeSearchConfig:
+    """Some rows of each part, written as files; without CoSQA, whose files hold nothing that a part does not."""
+    files: dict[str, Any] = {}
+    for key, part in {"dev": code.dev, "test": code.test, "functions": code.functions}.items():
+        files[key] = part and CorpusConfig(str(folder / f"{key}.jsonl"))
+        if part:
+            _small_rows(part).to_json(folder / f"{key}.jsonl")
+    return dataclasses.replace(code, **files, cosqa=None)
 
 
 def _sentences(count: int, *, seed: int) -> Iterator[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import random
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import SentenceEvaluator
 
 from gcbs_st.embeddings import evaluation_mode
+from gcbs_st.ranking import compare_with_gold, mean_reciprocal_rank
 from gcbs_st.sts_data import StsTask
 
 # Cosines of one collapsed embedding still differ in the last bits of float32, and their ranks would look like a score.
@@ -53,8 +54,11 @@ def evaluate_sts(
     """
     if not tasks:
         raise ValueError("evaluate_sts: got no tasks, expected at least one StsTask")
-    rows, embeddings = _encode_distinct(
-        model, [[*task.sentence1, *task.sentence2] for task in tasks.values()], batch_size, show_progress
+    rows, embeddings = encode_distinct(
+        model,
+        [[*task.sentence1, *task.sentence2] for task in tasks.values()],
+        batch_size,
+        show_progress=show_progress,
     )
     scores = {}
     for (name, task), pair_rows in zip(tasks.items(), rows, strict=True):
@@ -100,26 +104,11 @@ def heldout_mrr(
     """
     if len(anchors) != len(positives) or not len(anchors):
         raise ValueError(f"MRR: got {len(anchors)} anchors and {len(positives)} positives, expected as many, not none")
-    if chunk < 1:
-        raise ValueError(f"MRR: got chunk {chunk}, expected at least 1 row")
-    (anchor_rows, positive_rows), embeddings = _encode_distinct(model, [anchors, positives], batch_size, False)
-    finite = np.isfinite(embeddings).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"MRR: {np.count_nonzero(~finite)} of {len(finite)} embeddings are NaN or infinite, expected finite "
-            "numbers: the model has diverged or its weights were not loaded"
-        )
-    # Equal rows become one column with a count: as columns of their own they would differ in the last bits, because
-    # matrix products round by position, and would no longer be ties.
-    columns, column_of, counts = np.unique(embeddings[positive_rows], axis=0, return_inverse=True, return_counts=True)
-    column_of = column_of.reshape(-1)  # NumPy 2.0 returns (n, 1) here
-    reciprocal_ranks = []
-    for start in range(0, len(anchors), chunk):
-        cosines = embeddings[anchor_rows[start : start + chunk]] @ columns.T
-        own = np.take_along_axis(cosines, column_of[start : start + chunk, None], axis=1)
-        closer, tied = (cosines > own) @ counts, (cosines == own) @ counts - 1
-        reciprocal_ranks.append(1 / (1 + closer + tied / 2))
-    return 100 * float(np.concatenate(reciprocal_ranks).mean())
+    (anchor_rows, positive_rows), embeddings = encode_distinct(model, [anchors, positives], batch_size)
+    closer, tied = compare_with_gold(
+        embeddings[anchor_rows], embeddings[positive_rows], np.arange(len(anchors)), chunk=chunk
+    )
+    return mean_reciprocal_rank(closer, tied)
 
 
 def _correlate(name: str, scores: Sequence[float], cosines: np.ndarray) -> float:
@@ -134,10 +123,22 @@ def _correlate(name: str, scores: Sequence[float], cosines: np.ndarray) -> float
     return 100 * float(spearmanr(scores, cosines).statistic)
 
 
-def _encode_distinct(
-    model: SentenceTransformer, text_lists: Sequence[Sequence[str]], batch_size: int, show_progress: bool
+def encode_distinct(
+    model: SentenceTransformer, text_lists: Sequence[Sequence[str]], batch_size: int, *, show_progress: bool = False
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return for each list the rows of its texts, and the (rows, d) float32 unit embeddings of the distinct texts."""
+    """Return for each list the rows of its texts, and the embeddings of the distinct texts of all lists.
+
+    The model's modes and the global random numbers are left as they were.
+
+    Args:
+        model: The model that embeds, with its default prompt.
+        text_lists: Lists of texts.
+        batch_size: Texts a forward pass.
+        show_progress: Whether to show the progress bar of ``encode``.
+
+    Returns:
+        An (n,) int64 array a list, and (distinct, d) float32 unit rows.
+    """
     row_of = {text: row for row, text in enumerate(dict.fromkeys(text for texts in text_lists for text in texts))}
     with preserved_state(model):
         embeddings = model.encode(
@@ -163,11 +164,79 @@ def preserved_state(model: SentenceTransformer) -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-class StsEvaluator(SentenceEvaluator):
+class ScoreEvaluator(SentenceEvaluator):
+    """Evaluator for the trainer: what a function scores, in the log, the model card and a CSV file.
+
+    Checkpoints are chosen by ``primary_metric``: with ``metric_for_best_model=f"eval_{evaluator.primary_metric}"``
+    and ``load_best_model_at_end=True``.
+
+    Args:
+        measure: Model -> scores by name, the greater the better.
+        scored: Names of the scores, in the order of the CSV file's columns.
+        primary: The score that chooses the best checkpoint.
+        name: Prefix of the metrics and part of the CSV file's name; may be empty.
+        kind: Begins the CSV file's name.
+        suffix: Of the metrics' names.
+        heading: Of the metrics in the model card.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[SentenceTransformer], dict[str, float]],
+        scored: Sequence[str],
+        primary: str,
+        *,
+        name: str,
+        kind: str,
+        heading: str,
+        suffix: str = "",
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # the host's has no annotations
+        self.name = name
+        self._measure, self._suffix, self._heading = measure, suffix, heading
+        self.greater_is_better = True
+        self.primary_metric = self._metric(primary)
+        self.csv_file = f"{kind}_evaluation{'_' + name if name else ''}_results.csv"
+        self.csv_headers = ["epoch", "steps", *(f"{score}{suffix}" for score in scored)]
+
+    def __call__(  # type: ignore[override] # narrower model, as in the host's own evaluators
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """Return the metrics, log them to the model card and, with an output path, append them to the CSV file.
+
+        Args:
+            model: The model to score.
+            output_path: Folder of the CSV file, made if absent; None writes nothing.
+            epoch: Epoch of the CSV row, a fraction when the trainer calls; -1 after training.
+            steps: Steps of the CSV row; -1 at the end of an epoch.
+
+        Returns:
+            ``{name}_{score}{suffix}`` -> score.
+        """
+        scores = self._measure(model)
+        if output_path is not None:
+            path = Path(output_path) / self.csv_file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows = [] if path.exists() else [self.csv_headers]
+            with path.open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([*rows, [epoch, steps, *scores.values()]])
+        metrics = {self._metric(score): value for score, value in scores.items()}
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
+        return metrics
+
+    @property
+    def description(self) -> str:
+        """Heading of the metrics in the model card."""
+        return self._heading
+
+    def _metric(self, score: str) -> str:
+        return f"{self.name}_{score}{self._suffix}" if self.name else f"{score}{self._suffix}"
+
+
+class StsEvaluator(ScoreEvaluator):
     """Evaluator for the trainer that scores STS tasks by SimCSE's protocol (Spearman x 100).
 
-    Metrics are named ``{name}_{task}_spearman``. Checkpoints are chosen by ``primary_metric``: with
-    ``metric_for_best_model=f"eval_{evaluator.primary_metric}"`` and ``load_best_model_at_end=True``.
+    Metrics are named ``{name}_{task}_spearman``.
 
     Args:
         tasks: Tasks by name, as ``load_sts_tasks`` returns them.
@@ -190,51 +259,19 @@ class StsEvaluator(SentenceEvaluator):
         show_progress: bool = False,
         primary_task: str | None = None,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # the host's has no annotations
         self.tasks = dict(tasks)
-        self.name = name
-        self.batch_size = batch_size
-        self.show_progress = show_progress
         scored = list(add_average(dict.fromkeys(self.tasks, 0.0)))
         fallbacks = [scored[0]] if len(self.tasks) == 1 else ["STSBenchmark-dev", "avg"]
         candidates = fallbacks if primary_task is None else [primary_task]
         chosen = next((task for task in candidates if task in scored), None)
         if chosen is None:
             raise ValueError(f"StsEvaluator: got primary_task {primary_task!r}, expected one of {scored}")
-        self.greater_is_better = True
-        self.primary_metric = self._metric(chosen)
-        self.csv_file = f"sts_evaluation{'_' + name if name else ''}_results.csv"
-        self.csv_headers = ["epoch", "steps", *(f"{task}_spearman" for task in scored)]
-
-    def __call__(  # type: ignore[override] # narrower model, as in the host's own evaluators
-        self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
-    ) -> dict[str, float]:
-        """Return the metrics, log them to the model card and, with an output path, append them to the CSV file.
-
-        Args:
-            model: The model to score.
-            output_path: Folder of the CSV file, made if absent; None writes nothing.
-            epoch: Epoch of the CSV row, a fraction when the trainer calls; -1 after training.
-            steps: Steps of the CSV row; -1 at the end of an epoch.
-
-        Returns:
-            ``{name}_{task}_spearman`` -> score x 100 for each task and ``avg``.
-        """
-        scores = evaluate_sts(model, self.tasks, batch_size=self.batch_size, show_progress=self.show_progress)
-        if output_path is not None:
-            path = Path(output_path) / self.csv_file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            rows = [] if path.exists() else [self.csv_headers]
-            with path.open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([*rows, [epoch, steps, *scores.values()]])
-        metrics = {self._metric(task): score for task, score in scores.items()}
-        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
-        return metrics
-
-    @property
-    def description(self) -> str:
-        """Heading of the metrics in the model card."""
-        return "Semantic Textual Similarity"
-
-    def _metric(self, task: str) -> str:
-        return f"{self.name}_{task}_spearman" if self.name else f"{task}_spearman"
+        super().__init__(
+            lambda model: evaluate_sts(model, self.tasks, batch_size=batch_size, show_progress=show_progress),
+            scored,
+            chosen,
+            name=name,
+            kind="sts",
+            suffix="_spearman",
+            heading="Semantic Textual Similarity",
+        )

@@ -11,6 +11,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, StaticEmbedding, Transformer
 from torch import nn
 
+from gcbs_st.identifiers import make_identifiers_words
+
 PACKAGE_PREFIX = "package:"
 HEADS = ("training", "kept")
 
@@ -85,6 +87,7 @@ def load_model(
     pooling: str | None = None,
     max_seq_length: int | None = None,
     head: str | None = None,
+    split_identifiers: bool = False,
     device: str | None = None,
 ) -> SentenceTransformer:
     """Returns the model that training starts from.
@@ -94,10 +97,11 @@ def load_model(
         static: keep only the word vectors: a text is the mean of its tokens' input vectors, no transformer.
         layers: keep the first so many layers of the transformer; None for all.
         pooling: "cls", "mean", "max" ... in place of the model's own; "mean" for a plain transformer.
-        max_seq_length: tokens a text is cut to; None for the model's own. Static models cut nothing.
+        max_seq_length: tokens a text is cut to; None for the model's own.
         head: a new dense layer with tanh after the pooling, as in SimCSE: "training" for one that evaluation and
             the saved model do without, "kept" for one that stays; None for none. Its weights are drawn from torch's
             global generator.
+        split_identifiers: the tokenizer splits identifiers into words, see `gcbs_st.identifiers`.
         device: "cpu", "cuda" ...; None for the best there is.
 
     Returns:
@@ -112,16 +116,15 @@ def load_model(
         >>> len(model[0].auto_model.encoder.layer)
         2
     """
-    if static and any(option is not None for option in (layers, pooling, max_seq_length, head)):
-        raise ValueError(
-            "model: static keeps the word vectors alone; it does not go with layers, pooling or max_seq_length, nor "
-            "with head."
-        )
+    if static and any(option is not None for option in (layers, pooling, head)):
+        raise ValueError("model: static keeps the word vectors alone; it does not go with layers, pooling or head.")
     if head not in (None, *HEADS):
         raise ValueError(f"model: head={head!r}, expected one of {', '.join(HEADS)}, or null for none.")
     model = SentenceTransformer(resolve_model_name(name), device=device)
+    if split_identifiers:
+        make_identifiers_words(model)
     if static:
-        return _static_model(model, device)
+        return _static_model(model, device, max_seq_length)
     if layers is not None:
         keep_layers(model, layers)
     if pooling is not None:
@@ -156,9 +159,12 @@ def open_model(name: str, device: str | None) -> SentenceTransformer:
         raise ValueError(f"--model: cannot load {name!r}{on}: {error}") from error
 
 
-def _static_model(model: SentenceTransformer, device: str | None) -> SentenceTransformer:
+def _static_model(model: SentenceTransformer, device: str | None, max_seq_length: int | None) -> SentenceTransformer:
     """Word vectors of a transformer, or of a model that is static already, averaged over the tokens of a text."""
     first = model[0]
+    if max_seq_length is not None:
+        # A static model reads as far as its tokenizer, which may bring a limit of its own along.
+        getattr(model.tokenizer, "backend_tokenizer", model.tokenizer).enable_truncation(max_seq_length)
     if isinstance(first, StaticEmbedding):
         return model
     if not isinstance(first, Transformer):

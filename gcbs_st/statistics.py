@@ -71,6 +71,11 @@ def time_to_score(curve: Curve, target: float) -> dict[str, float] | None:
     return None
 
 
+def is_score(name: str) -> bool:
+    """Returns whether an entry of a run's record is a score: of an STS task, their mean, an MRR or a recall."""
+    return name.startswith(("STS", "SICK")) or name == "avg" or name.endswith("_mrr") or "_recall@" in name
+
+
 def summarise(records: Mapping[str, Mapping[int, Record]], reference: str, target: str) -> dict[str, Any]:
     """Returns the figures of a comparison.
 
@@ -95,7 +100,7 @@ def summarise(records: Mapping[str, Mapping[int, Record]], reference: str, targe
                 f"arm {arm}: got the seeds {sorted(runs)}, expected those of {reference}, {sorted(seeds)}."
             )
     base = [records[reference][seed] for seed in seeds]
-    names = [name for name in base[0] if name.startswith(("STS", "SICK")) or name in ("avg", "heldout_mrr")]
+    names = [name for name in base[0] if is_score(name)]
     summary = {}
     for arm in records:
         runs_of_arm = [records[arm][seed] for seed in seeds]

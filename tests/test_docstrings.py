@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcbs_st import docstrings
 from gcbs_st.docstrings import (
     find_distributions,
     load_docstring_pairs,
@@ -211,7 +210,7 @@ def test_unwritable_cache_is_no_error(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     path = install(tmp_path / "site", "a", {"a.py": SOURCE})
-    with caplog.at_level(logging.INFO, docstrings.__name__):
+    with caplog.at_level(logging.INFO, "gcbs_st"):
         assert [PAIR] == load_docstring_pairs(distributions_path=path)
     assert "not cached" in caplog.text
     assert "found 1 docstring pairs" in caplog.text

@@ -62,7 +62,13 @@ def test_every_configuration_runs_dry(config, dry_run, tmp_path):
     taken = {row[0]: row for row in rows_of(out.split("The full run needs:")[0])}
     steps = taken["batches"].index("steps")
     assert {name: "2" for name in runs} == {name: taken[name][steps] for name in runs}
-    assert 3 == len(re.findall(r"^- (?:model|training rows|STS tasks) .+: .+$", out, flags=re.MULTILINE))
+    needed = re.findall(r"^- (model|training rows|STS tasks|code search \w+) .+: .+$", out, flags=re.MULTILINE)
+    code = load_config(config).evaluation.code_search
+    parts = {"STS tasks": True}
+    if code is not None:
+        named = {"dev": code.dev, "test": code.test, "functions": code.functions, "CoSQA": code.cosqa}
+        parts = {f"code search {name}": part for name, part in named.items()}
+    assert ["model", "training rows", *(name for name, part in parts.items() if part)] == needed
     assert "Cost of the full run" in out
     assert [] == list(tmp_path.iterdir())
 
@@ -72,6 +78,7 @@ def test_every_configuration_runs_dry(config, dry_run, tmp_path):
     [
         ("simcse_unsup_bert_base", "bert", 2),
         ("simcse_sup_roberta_large", "roberta", 3),
+        ("cosqa_unixcoder", "roberta", 3),
     ],
 )
 def test_the_stand_in_is_like_the_real_thing(name, kind, columns, tmp_path):

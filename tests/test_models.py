@@ -125,7 +125,7 @@ def test_layers_of_a_static_model_is_refused(static_model, tmp_path):
 
 def test_static_does_not_go_with_transformer_options(bert_folder):
     """Options that would be ignored are refused."""
-    with pytest.raises(ValueError, match="does not go with layers, pooling or max_seq_length"):
+    with pytest.raises(ValueError, match="does not go with layers, pooling or head"):
         load_model(str(bert_folder), static=True, layers=1)
 
 
