@@ -10,8 +10,27 @@ evaluation   score records  ->  experiment (runs that differ in one thing)  ->  
 
 from __future__ import annotations
 
-from gcbs_st.losses import EMC2Loss
-from gcbs_st.trainer import GCBSTrainer, GCBSTrainingArguments
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gcbs_st.losses import EMC2Loss
+    from gcbs_st.trainer import GCBSTrainer, GCBSTrainingArguments
 
 __all__ = ["EMC2Loss", "GCBSTrainer", "GCBSTrainingArguments", "__version__"]
 __version__ = "0.1.0"
+
+_HOMES = {"EMC2Loss": "losses", "GCBSTrainer": "trainer", "GCBSTrainingArguments": "trainer"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first asked for: torch takes seconds, which `gcbs-st --help` should not."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

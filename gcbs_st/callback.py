@@ -59,7 +59,10 @@ class ReplanCallback(TrainerCallback):
         interval = self.interval(args.replan_steps)
         due = interval and step > args.planner_warmup_steps and step % interval == 0
         if warmed_up or due:
+            # The plan is logged, and the host takes any log for the one that is due at this step.
+            should_log = control.should_log
             self._replan_tail()
+            control.should_log = should_log
 
     def interval(self, replan_steps: float) -> int:
         """Returns the optimizer steps between plans, 0 for none in mid-epoch.

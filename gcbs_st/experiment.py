@@ -32,19 +32,21 @@ from transformers.trainer_utils import TrainOutput
 from gcbs_st import losses as our_losses
 from gcbs_st.arguments import GCBSTrainingArguments
 from gcbs_st.checkpoint import last_whole_checkpoint
+from gcbs_st.code_search import CodeSearchTask
 from gcbs_st.config import ConfigError, ExperimentConfig, LossConfig, dump_config
 from gcbs_st.corpus import corpus_hash, load_corpus, split_held_out
-from gcbs_st.evaluation import StsEvaluator, evaluate_sts, heldout_mrr
+from gcbs_st.evaluation import ScoreEvaluator, heldout_mrr
 from gcbs_st.files import save_model, write_json, write_text
 from gcbs_st.models import load_model, remove_training_head, use_sparse_gradients
+from gcbs_st.plan_history import PLANS_FOLDER, PlanHistory
 from gcbs_st.provenance import commit_of_checkout, version_of
-from gcbs_st.sts_data import StsTask, load_sts_tasks
+from gcbs_st.scoring import Tasks, load_tasks, scoring_of
+from gcbs_st.static_tokens import remembered_tokens
 from gcbs_st.trainer import GCBSTrainer
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-DEV_TASK = "STSBenchmark-dev"
 
 
 @dataclass(frozen=True)
@@ -54,21 +56,21 @@ class Materials:
     Attributes:
         train: the training rows.
         held_out: pairs kept back, or None.
-        tasks: the STS tasks, by name.
+        tasks: what models are scored on, by name.
         corpus_hash: of the training rows.
     """
 
     train: Dataset
     held_out: Dataset | None
-    tasks: dict[str, StsTask]
+    tasks: Tasks
     corpus_hash: str
 
 
 def run_experiment(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Record]:
     """Returns the scores before training and of each run, and writes each run's folder.
 
-    A run's folder, `output/NAME/`, holds `config.yaml`, `results.json`, `model/` and the host's
-    checkpoints; `output/results.json` holds all of them. An older experiment in the same folder is replaced.
+    A run's folder, `output/NAME/`, holds `config.yaml`, `results.json`, `log_history.json`, `model/`, `plans/`
+    and the host's checkpoints; `output/results.json` holds all of them. An older experiment in the same folder is replaced.
 
     Args:
         config: the experiment.
@@ -107,7 +109,24 @@ def load_materials(config: ExperimentConfig) -> Materials:
         config: the experiment.
 
     Returns:
-        Training rows, held-out rows and STS tasks.
+        Training rows, held-out rows and the tasks that models are scored on.
+
+    Raises:
+        ValueError: data that cannot be used.
+        FileNotFoundError: data that is not there.
+    """
+    train, held_out = load_rows(config)
+    return Materials(train, held_out, load_tasks(config.evaluation), corpus_hash(train))
+
+
+def load_rows(config: ExperimentConfig) -> tuple[Dataset, Dataset | None]:
+    """Returns the rows of an experiment.
+
+    Args:
+        config: the experiment.
+
+    Returns:
+        Training rows, and held-out rows where the configuration asks for some.
 
     Raises:
         ValueError: data that cannot be used.
@@ -116,10 +135,7 @@ def load_materials(config: ExperimentConfig) -> Materials:
     options = dataclasses.asdict(config.corpus)
     held_out_rows = options.pop("held_out")
     corpus = load_corpus(**options)
-    train, held_out = split_held_out(corpus, held_out_rows) if held_out_rows else (corpus, None)
-    return Materials(
-        train, held_out, load_sts_tasks(config.evaluation.sts, splits=config.evaluation.splits), corpus_hash(train)
-    )
+    return split_held_out(corpus, held_out_rows) if held_out_rows else (corpus, None)
 
 
 def training_arguments(config: ExperimentConfig, name: str) -> GCBSTrainingArguments:
@@ -181,8 +197,11 @@ def run(
         evaluator=dev_evaluator(config, args, materials),
         optimizer_cls_and_kwargs=(torch.optim.SparseAdam, {"lr": args.learning_rate}) if sparse else None,
     )
+    trainer.add_callback(
+        PlanHistory(folder / PLANS_FOLDER, lambda: trainer.planned_samplers, args.planner, args.planner_options)
+    )
     checkpoint = last_whole_checkpoint(folder) if resume else None
-    with few_threads(model):
+    with few_threads(model), remembered_tokens(model):
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
     remove_training_head(model)
     record = {
@@ -192,6 +211,7 @@ def run(
     }
     if args.load_best_model_at_end:
         record["best_step"] = trainer.state.best_global_step
+    write_json(folder / "log_history.json", trainer.state.log_history)
     save_model(model, folder / "model")
     # Written last: a folder with results is a finished run.
     write_json(folder / "results.json", record)
@@ -212,10 +232,13 @@ def training_rows(rows: Dataset, args: SentenceTransformerTrainingArguments) -> 
     return rows if asked == "group" or "group" not in rows.column_names else rows.remove_columns("group")
 
 
-def dev_evaluator(config: ExperimentConfig, args: GCBSTrainingArguments, materials: Materials) -> StsEvaluator | None:
-    """Returns what scores the model during training, by which the best checkpoint is chosen: STS-B dev, never a test.
+def dev_evaluator(
+    config: ExperimentConfig, args: GCBSTrainingArguments, materials: Materials
+) -> ScoreEvaluator | None:
+    """Returns what scores the model during training, by which the best checkpoint is chosen: the dev task, never a test.
 
-    Its metric is `eval_sts_STSBenchmark-dev_spearman`, for `train.metric_for_best_model`.
+    Its metric is `eval_sts_STSBenchmark-dev_spearman` for STS and `eval_code_code-dev_mrr` for code search, for
+    `train.metric_for_best_model`.
 
     Args:
         config: the experiment.
@@ -226,16 +249,18 @@ def dev_evaluator(config: ExperimentConfig, args: GCBSTrainingArguments, materia
         The evaluator; None where `train.eval_strategy` asks for no evaluation.
 
     Raises:
-        ConfigError: the dev split of STSBenchmark is not among the tasks.
+        ConfigError: the dev task is not among the tasks.
     """
     if args.eval_strategy == "no":
         return None
-    if DEV_TASK not in materials.tasks:
+    scoring = scoring_of(config.evaluation)
+    if scoring.dev_task not in materials.tasks:
         raise ConfigError(
-            f"train.eval_strategy: got {getattr(args.eval_strategy, 'value', args.eval_strategy)!r}, but {config.evaluation.sts} with the splits "
-            f"{config.evaluation.splits} has no {DEV_TASK}; add dev to evaluation.splits, or evaluate no steps."
+            f"train.eval_strategy: got {getattr(args.eval_strategy, 'value', args.eval_strategy)!r}, but "
+            f"{config.evaluation.sts if scoring.name == 'STS' else scoring.name} with the splits {config.evaluation.splits} has no {scoring.dev_task}; add dev to evaluation.splits, or evaluate no steps."
         )
-    return StsEvaluator({DEV_TASK: materials.tasks[DEV_TASK]}, batch_size=config.evaluation.batch_size)
+    task = {scoring.dev_task: materials.tasks[scoring.dev_task]}
+    return scoring.evaluator(task, batch_size=config.evaluation.batch_size)
 
 
 @contextmanager
@@ -284,7 +309,7 @@ def make_loss(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module
 
 
 def score(model: SentenceTransformer, config: ExperimentConfig, materials: Materials) -> Record:
-    """Returns the scores of a model: each STS task, their `avg`, and `heldout_mrr`.
+    """Returns the scores of a model: those of the tasks, for STS their `avg`, and `heldout_mrr`.
 
     Args:
         model: any state of it.
@@ -294,7 +319,8 @@ def score(model: SentenceTransformer, config: ExperimentConfig, materials: Mater
     Returns:
         Name of the score -> score x 100.
     """
-    scores: Record = evaluate_sts(model, materials.tasks, batch_size=config.evaluation.batch_size)
+    evaluate = scoring_of(config.evaluation).evaluate
+    scores: Record = evaluate(model, materials.tasks, batch_size=config.evaluation.batch_size)
     if materials.held_out is not None:
         pairs = materials.held_out
         scores["heldout_mrr"] = heldout_mrr(
@@ -366,10 +392,17 @@ def provenance(config: ExperimentConfig, name: str, materials: Materials) -> Rec
         "seed": config.runs[name].get("seed", config.train.get("seed", 42)),
         "corpus_hash": materials.corpus_hash,
         "training_rows": len(materials.train),
+        **task_record(materials),
         "commit": commit_of_checkout(),
         "python": platform.python_version(),
         "versions": {package: version_of(package) for package in packages},
     }
+
+
+def task_record(materials: Materials) -> Record:
+    """Returns what a run's record holds of the tasks: sizes and hashes of those that are made of installed code."""
+    facts = {name: task.facts() for name, task in materials.tasks.items() if isinstance(task, CodeSearchTask)}
+    return {"tasks": facts} if facts else {}
 
 
 def _dump_run(config: ExperimentConfig, name: str) -> str:
@@ -384,4 +417,5 @@ def _finished(folder: Path, config: ExperimentConfig, name: str, materials: Mate
         same = (folder / "config.yaml").read_text() == _dump_run(config, name)
     except (OSError, ValueError):
         return None
-    return record if same and record.get("corpus_hash") == materials.corpus_hash else None
+    data = {"corpus_hash": materials.corpus_hash, **task_record(materials)}
+    return record if same and all(record.get(key) == value for key, value in data.items()) else None

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402 - the backend is chosen first: there may be no screen
+from gcbs_st.charts import mean_curve
+from gcbs_st.figures import COLOURS, Curve, add_legend, draw_lines, line_chart, new_figure, plain_label, png_of
+from gcbs_st.files import write_bytes
 
 
 def draw_similarity(
@@ -47,9 +45,8 @@ def draw_similarity(
         )
     columns = min(3, len(orders))
     lines = math.ceil(len(orders) / columns)
-    figure, axes = pyplot.subplots(
-        lines, columns, figsize=(5.2 * columns, 5.2 * lines), squeeze=False, layout="constrained"
-    )
+    figure = new_figure(5.2 * columns, 5.2 * lines)
+    axes = figure.subplots(lines, columns, squeeze=False)
     image: Any = None
     for panel, (title, order) in zip(axes.flat, orders.items(), strict=False):
         blocks = np.asarray(order)[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
@@ -67,7 +64,7 @@ def draw_similarity(
     for panel in axes.flat[len(orders) :]:
         panel.set_visible(False)
     figure.colorbar(image, ax=axes, label="cosine of anchor and positive", shrink=0.8)
-    save_figure(figure, Path(file))
+    write_bytes(Path(file), png_of(figure, dpi=80))
 
 
 def draw_comparison(content: Mapping[str, Any], folder: str | Path) -> list[Path]:
@@ -84,108 +81,87 @@ def draw_comparison(content: Mapping[str, Any], folder: str | Path) -> list[Path
     place, runs = Path(folder), content["runs"]
     arms = list(content["arms"])
     files = [place / "differences.png", place / "dev_scores.png"]
-    _draw_differences(content, files[0])
-    curves = {arm: [run["dev_curve"] for run in runs[arm].values()] for arm in arms}
-    panel = {"STS-B dev, Spearman x 100": {arm: _mean_line(lines, 2) for arm, lines in curves.items()}}
-    _draw_lines(f"STS-B dev, mean over {len(content['seeds'])} seeds", panel, arms, files[1])
+    reference = content["reference"]
+    differences = {
+        arm: {name: score["difference"] for name, score in content["arms"][arm]["scores"].items()}
+        for arm in arms
+        if arm != reference
+    }
+    if differences:
+        write_bytes(files[0], difference_chart(differences, reference))
+    else:
+        del files[0]  # nothing to compare it with
+    metric = content.get("dev_metric", "STSBenchmark-dev")  # older files know no other
+    dev = _SCORE_TITLES.get(metric, metric)
+    count = len(content["seeds"])
+    seeds = f"mean over {count} seeds" if count > 1 else "one seed"
+    curves = {
+        arm: [{step: value for step, _, value in run["dev_curve"]} for run in runs[arm].values()] for arm in arms
+    }
+    lines = {arm: curve for arm in arms if (curve := mean_curve(curves[arm]))}
+    write_bytes(place / "dev_scores.png", line_chart(f"{dev}, {seeds}", lines, unit=f"{dev}, x 100", order=arms))
     logs = {arm: [run["plan_log"] for run in runs[arm].values()] for arm in arms}
     if planned := {arm: log for arm, log in logs.items() if all(log)}:
-        titles = {
-            "gap": "gap to the global loss, nats",
-            "tail_coverage": "share of the 10 hardest negatives in the batch",
-            "false_negatives": "negatives above the positive, rows an anchor",
-        }
-        panels = {
-            title: {
-                arm: _mean_line([[(plan["step"], plan[key]) for plan in log] for log in seeds], 1)
-                for arm, seeds in planned.items()
+        figure = new_figure(16.0, 5.0)
+        panels = figure.subplots(1, len(_PLAN_TITLES))
+        for panel, (key, unit) in zip(panels, _PLAN_TITLES.items(), strict=True):
+            means: dict[str, Curve] = {
+                arm: mean_curve([{plan["step"]: plan[key] for plan in log} for log in of_arm])
+                for arm, of_arm in planned.items()
             }
-            for key, title in titles.items()
-        }
+            draw_lines(panel, {arm: curve for arm, curve in means.items() if curve}, unit=unit, order=arms)
+        figure.suptitle(f"Plans when they are made, {seeds}", fontsize=15)
+        add_legend(figure, panels, "right upper", columns=1)
         files.append(place / "plans.png")
-        _draw_lines("Plans when they are made, mean over the seeds", panels, arms, files[2])
+        write_bytes(files[-1], png_of(figure, dpi=80))
     return files
 
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; a second round of them is dashed.
-_COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
-_LINES = ("-", "--", ":")
-_MARKS = ("o", "s", "^")
+_PLAN_TITLES = {
+    "gap": "gap to the global loss, nats",
+    "tail_coverage": "share of the 10 hardest negatives in the batch",
+    "false_negatives": "negatives above the positive, rows an anchor",
+}
+_SCORE_TITLES = {
+    "avg": "mean of the STS tests",
+    "STSBenchmark": "STS-B test",
+    "STSBenchmark-dev": "STS-B dev",
+    "code-dev_mrr": "code search dev, MRR",
+    "code-test_mrr": "code search test, MRR",
+    "CoSQA-dev_mrr": "CoSQA dev, MRR",
+}
 
 
-def _style(number: int) -> dict[str, Any]:
-    round_ = number // len(_COLOURS) % len(_LINES)
-    return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _LINES[round_], "marker": _MARKS[round_]}
-
-
-def _mean_line(lines: Sequence[Sequence[Sequence[float]]], column: int) -> tuple[list[float], list[float]]:
-    """Steps that all seeds have, and the mean over the seeds of a column there."""
-    tables = [{point[0]: point[column] for point in line} for line in lines]
-    steps = [step for step in tables[0] if all(step in table for table in tables)]
-    return steps, [float(np.mean([table[step] for table in tables])) for step in steps]
-
-
-def _draw_differences(content: Mapping[str, Any], file: Path) -> None:
-    reference, summary = content["reference"], content["arms"]
-    names = [name for name in ("avg", "STSBenchmark", "STSBenchmark-dev") if name in summary[reference]["scores"]]
-    arms = [arm for arm in summary if arm != reference]
-    figure, axes = pyplot.subplots(
-        1,
-        len(names),
-        figsize=(4.6 * len(names), 1.6 + 0.34 * len(arms)),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    titles = {"avg": "mean of the STS tests", "STSBenchmark": "STS-B test", "STSBenchmark-dev": "STS-B dev"}
-    for panel, name in zip(axes.flat, names, strict=True):
-        for line, arm in enumerate(arms):
-            difference = summary[arm]["scores"][name]["difference"]
-            mean, interval = difference["mean"], difference["interval"] or [difference["mean"]] * 2
-            panel.plot(interval, [line, line], color=_COLOURS[4], linewidth=2)
-            panel.plot([mean], [line], color=_COLOURS[4], marker="o")
-        panel.axvline(0, color="black", linewidth=1)
-        panel.set_title(titles[name], fontsize=13)
-        panel.set_xlabel(f"difference to {reference},\npoints of Spearman x 100")
-        panel.grid(axis="x", alpha=0.3)
-    axes.flat[0].set_yticks(range(len(arms)), labels=arms)
-    axes.flat[0].invert_yaxis()
-    seeds = len(content["seeds"])
-    interval_words = "95 % t interval" if seeds > 1 else "no interval"
-    figure.suptitle(f"Paired differences, {seeds} seed{'s' * (seeds > 1)}, {interval_words}", fontsize=14)
-    save_figure(figure, file)
-
-
-def _draw_lines(
-    title: str, panels: Mapping[str, Mapping[str, tuple[list[float], list[float]]]], arms: Sequence[str], file: Path
-) -> None:
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(1.8 + 5.6 * len(panels), 5.2), squeeze=False, layout="constrained"
-    )
-    for panel, (label, lines) in zip(axes.flat, panels.items(), strict=True):
-        for arm, (steps, values) in lines.items():
-            panel.plot(steps, values, label=arm, markersize=3.5, linewidth=1.4, **_style(arms.index(arm)))
-        panel.set_xlabel("optimizer steps")
-        panel.set_ylabel(label, fontsize=12)
-        panel.grid(alpha=0.3)
-    figure.suptitle(title, fontsize=14)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=11)
-    save_figure(figure, file)
-
-
-def save_figure(figure: Figure, file: Path) -> None:
-    """Writes a figure as PNG under a temporary name, renames it, and closes the figure.
+def difference_chart(differences: Mapping[str, Mapping[str, Mapping[str, Any]]], reference: str) -> bytes:
+    """Returns a chart of paired differences with their intervals: a panel a score, a line for each way of training.
 
     Args:
-        figure: to be written.
-        file: the target; its folder is made.
+        differences: way of training -> score -> what `gcbs_st.statistics.paired_difference` returns; not empty.
+        reference: what it is the difference to, in words.
+
+    Returns:
+        The PNG. Three panels at most: means and dev scores before single tasks.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    staged = file.with_name(f".{file.name}.tmp")
-    try:
-        figure.savefig(staged, format="png", dpi=80)
-        os.replace(staged, file)
-    finally:
-        staged.unlink(missing_ok=True)
-        pyplot.close(figure)
+    scores = list(dict.fromkeys(name for of_arm in differences.values() for name in of_arm))
+    names = [*(name for name in _SCORE_TITLES if name in scores), *(s for s in scores if s not in _SCORE_TITLES)][:3]
+    labels = [plain_label(arm) for arm in differences]
+    figure = new_figure(0.4 + 0.1 * max(map(len, labels)) + 3.4 * len(names), 1.9 + 0.36 * len(differences))
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False).flat
+    for panel, name in zip(panels, names, strict=True):
+        for line, of_arm in enumerate(differences.values()):
+            if difference := of_arm.get(name):
+                mean, interval = difference["mean"], difference["interval"] or [difference["mean"]] * 2
+                panel.plot(interval, [line, line], color=COLOURS[4], linewidth=2)
+                panel.plot([mean], [line], color=COLOURS[4], marker="o")
+        panel.axvline(0, color="black", linewidth=1)
+        panel.set_title(plain_label(_SCORE_TITLES.get(name, name)), fontsize=13)
+        panel.set_xlabel(f"points (score x 100)\nabove {plain_label(reference)}", fontsize=12)
+        panel.tick_params(labelsize=11)
+        panel.grid(axis="x", alpha=0.25)
+    panels[0].set_yticks(range(len(differences)), labels=labels)
+    panels[0].set_ylim(len(differences) - 0.4, -0.6)
+    pairs = sorted({difference["pairs"] for of_arm in differences.values() for difference in of_arm.values()})
+    counts = "-".join(str(count) for count in dict.fromkeys((pairs[0], pairs[-1])))
+    words = f"{counts} seed{'s' * (pairs[-1] > 1)}, {'95 % t interval' if pairs[-1] > 1 else 'no interval'}"
+    figure.suptitle(f"Paired differences, {words}", fontsize=15)
+    return png_of(figure)

@@ -112,7 +112,8 @@ def scatter_rows(rows: np.ndarray | None, counts: Sequence[int], device: torch.d
         counts: rows of each process, the same everywhere.
         device: that the processes exchange tensors from.
     """
-    width, dtype = agree(None if rows is None else (rows.shape[1:], rows.dtype.str), len(counts))
+    shape: Any = None if rows is None else (rows.shape[1:], rows.dtype.str)
+    width, dtype = agree(shape, len(counts))
     starts, rank = np.cumsum([0, *counts]), dist.get_rank()
     own = np.empty((counts[rank], *width), dtype)
     for start in range(0, max(counts), _GATHERED_ROWS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -11,6 +11,11 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("STSBenchmark-dev", "STS-B dev", "{:.2f}"),
     ("STSBenchmark", "STS-B test", "{:.2f}"),
     ("avg", "STS mean", "{:.2f}"),
+    ("code-dev_mrr", "dev MRR", "{:.2f}"),
+    ("code-test_mrr", "test MRR", "{:.2f}"),
+    ("code-test_recall@1", "recall@1", "{:.2f}"),
+    ("code-test_recall@10", "recall@10", "{:.2f}"),
+    ("CoSQA-dev_mrr", "CoSQA MRR", "{:.2f}"),
     ("heldout_mrr", "held-out MRR", "{:.2f}"),
     ("train_loss", "training loss", "{:.3f}"),
     ("gap_closed", "gap closed", "{:.3f}"),
@@ -30,19 +35,57 @@ def experiment_table(records: Mapping[str, Mapping[str, Any]]) -> str:
     Returns:
         The table; a column that no record has is left out, and a mean of one single task is as well.
     """
-    tasks = {key for record in records.values() for key in record if key.startswith(("STS", "SICK"))}
-    tests = {task for task in tasks if not task.endswith(("-dev", "-train", "-all"))}
+    return markdown_table(*experiment_rows(records))
+
+
+def experiment_rows(records: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Returns the cells of `experiment_table`.
+
+    Args:
+        records: as there.
+
+    Returns:
+        The titles of the columns, and a row of as many texts for each record.
+    """
+    mean = has_mean(key for record in records.values() for key in record)
     columns = [
         (key, title, form)
         for key, title, form in _COLUMNS
-        if any(key in record for record in records.values()) and not (key == "avg" and len(tests) < 2)
+        if any(key in record for record in records.values()) and not (key == "avg" and not mean)
     ]
     rows = [
         ["before training" if name == "before" else name]
         + [form.format(record[key]) if record.get(key) is not None else "" for key, _, form in columns]
         for name, record in records.items()
     ]
-    return markdown_table(["batches", *[title for _, title, _ in columns]], rows)
+    return ["batches", *[title for _, title, _ in columns]], rows
+
+
+def has_mean(names: Iterable[str]) -> bool:
+    """Returns whether a mean over the STS tests tells anything: there are two or more of them.
+
+    Args:
+        names: keys of records.
+
+    Example:
+        >>> has_mean(["STS12", "avg", "STSBenchmark-dev"]), has_mean(["STS12", "SICK-R"])
+        (False, True)
+    """
+    tasks = {name for name in names if name.startswith(("STS", "SICK"))}
+    return len([task for task in tasks if not task.endswith(("-dev", "-train", "-all"))]) > 1
+
+
+def score_title(name: str) -> str:
+    """Returns what a score is called in tables.
+
+    Args:
+        name: its key in a record.
+
+    Example:
+        >>> score_title("avg"), score_title("STS12")
+        ('STS mean', 'STS12')
+    """
+    return next((title for key, title, _ in _COLUMNS if key == name), name)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -86,11 +129,16 @@ def comparison_report(content: Mapping[str, Any]) -> str:
         f"seeds: {', '.join(map(str, content['seeds']))}",
         f"Python {content['python']}, {versions}",
     ]
+    dev = content.get("dev_metric", "STSBenchmark-dev")  # older files know no other
+    facts[4:4] = [
+        f"{name}: {task['queries']} queries over {task['functions']} functions, hash {task['hash']}"
+        for name, task in content.get("tasks", {}).items()
+    ]
     before = ", ".join(f"{name} {value:.2f}" for name, value in content["before"].items())
     return "\n\n".join(
         [
             f"# {len(content['arms'])} arms, {len(content['seeds'])} seeds",
-            comparison_tables(content["arms"], content["reference"]),
+            comparison_tables(content["arms"], content["reference"], dev),
             f"Before training: {before}.",
             "\n".join(f"- {fact}" for fact in facts),
             f"The configuration:\n\n```yaml\n{yaml.safe_dump(content['config'], sort_keys=False).rstrip()}\n```",
@@ -98,23 +146,24 @@ def comparison_report(content: Mapping[str, Any]) -> str:
     )
 
 
-def comparison_tables(summary: Mapping[str, Any], reference: str) -> str:
+def comparison_tables(summary: Mapping[str, Any], reference: str, dev: str = "STSBenchmark-dev") -> str:
     """Returns the tables of a comparison as Markdown.
 
     Args:
         summary: what `gcbs_st.statistics.summarise` returns.
         reference: the arm that the others are compared with.
+        dev: the score that times are measured to.
 
     Returns:
         Differences to the reference by task, mean scores by task, and times.
     """
     names = list(summary[reference]["scores"])
     titles = {key: title for key, title, _ in _COLUMNS}
-    order = sorted(names, key=lambda name: {"avg": 0, "STSBenchmark-dev": 1}.get(name, 2))
+    order = sorted(names, key=lambda name: {"avg": 0, dev: 1}.get(name, 2))
     header = ["arm", *[titles.get(name, name) for name in order]]
     scores = [[arm, *[f"{entry['scores'][name]['mean']:.2f}" for name in order]] for arm, entry in summary.items()]
     differences = [
-        [arm, *[_difference(entry["scores"][name]["difference"]) for name in order]]
+        [arm, *[difference_words(entry["scores"][name]["difference"]) for name in order]]
         for arm, entry in summary.items()
         if arm != reference
     ]
@@ -122,18 +171,27 @@ def comparison_tables(summary: Mapping[str, Any], reference: str) -> str:
     columns = ["steps", "seconds", "of the reference's", "reached", "steps to it", "seconds to it", "of its seconds"]
     return "\n\n".join(
         [
-            f"Differences to {reference}, in points of Spearman x 100: mean over the seeds [95 % t interval] wins/pairs.",
+            f"Differences to {reference}, in points (scores x 100): mean over the seeds [95 % t interval] wins/pairs.",
             markdown_table(header, differences),
             "Mean scores over the seeds.",
             markdown_table(header, scores),
-            f"Medians over the seeds, dev scoring not counted, planning and mining counted. Reached: seeds whose STS-B "
-            f"dev score comes to what {reference} of that seed ends with.",
+            f"Medians over the seeds, dev scoring not counted, planning and mining counted. Reached: seeds whose "
+            f"{titles.get(dev, dev)} score comes to what {reference} of that seed ends with.",
             markdown_table(["arm", *columns], times),
         ]
     )
 
 
-def _difference(difference: Mapping[str, Any] | None) -> str:
+def difference_words(difference: Mapping[str, Any] | None) -> str:
+    """Returns a paired difference as text: mean, interval where there is one, and wins of pairs.
+
+    Args:
+        difference: what `gcbs_st.statistics.paired_difference` returns; None for no text.
+
+    Example:
+        >>> difference_words({"mean": 0.5, "interval": [-0.1, 1.1], "wins": 2, "pairs": 3})
+        '+0.50 [-0.10, +1.10] 2/3'
+    """
     if difference is None:
         return ""
     low_high = "[{:+.2f}, {:+.2f}] ".format(*difference["interval"]) if difference["interval"] else ""

@@ -23,7 +23,6 @@ from gcbs_st.arms import DevCurve, Run, loss_with_guide, make_arguments
 from gcbs_st.baselines import HostTrainer, MinedRows, mine_negatives
 from gcbs_st.config import ConfigError, ExperimentConfig, MineConfig, build, dump_config
 from gcbs_st.experiment import (
-    DEV_TASK,
     Materials,
     Record,
     few_threads,
@@ -31,11 +30,14 @@ from gcbs_st.experiment import (
     load_materials,
     provenance,
     score,
+    task_record,
     training_record,
     training_rows,
 )
 from gcbs_st.files import save_model, write_json, write_text
 from gcbs_st.models import remove_training_head, use_sparse_gradients
+from gcbs_st.scoring import scoring_of
+from gcbs_st.static_tokens import remembered_tokens
 from gcbs_st.trainer import GCBSTrainer
 
 _PLAN_FIELDS = ("gap", "closed", "tail_coverage", "false_negatives")
@@ -65,7 +67,13 @@ def run_all(runs: Sequence[Run], runner: Runner, report: Callable[[str], None]) 
             words.append(f"{record['seconds_total']:.0f} s, about {minutes:.0f} min left;")
         else:
             words.append("finished before;")
-        words.append(", ".join(f"{name} {record[name]:.2f}" for name in (DEV_TASK, "avg") if name in record))
+        words.append(
+            ", ".join(
+                f"{name} {record[name]:.2f}"
+                for name in (runner.scoring.dev_metric, "avg", "code-test_mrr")
+                if name in record
+            )
+        )
         report(" ".join(words))
         yield run, record
 
@@ -90,14 +98,17 @@ class Runner:
         splits = ["dev"] if dev_only else list(dict.fromkeys(["dev", *config.evaluation.splits]))
         config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, splits=splits))
         materials = load_materials(config)
-        if DEV_TASK not in materials.tasks:
+        self.scoring = scoring_of(config.evaluation)
+        dev = self.scoring.dev_task
+        if dev not in materials.tasks:
             raise ValueError(
-                f"evaluation.sts: got the tasks {', '.join(materials.tasks)}, expected {DEV_TASK} among them: it is what "
+                f"evaluation: got the tasks {', '.join(materials.tasks)}, expected {dev} among them: it is what "
                 "settings and the time to a score are measured on."
             )
         if dev_only:
-            materials = dataclasses.replace(materials, tasks={DEV_TASK: materials.tasks[DEV_TASK]}, held_out=None)
+            materials = dataclasses.replace(materials, tasks={dev: materials.tasks[dev]}, held_out=None)
         self.materials: Materials = materials
+        self._task_record = task_record(materials)
         self.dev_steps = dev_steps
         self.save_models = save_models
         self._mined: dict[MineConfig, MinedRows] = {}
@@ -113,7 +124,8 @@ class Runner:
             _same_run(stored, run.config)
             and record.get("corpus_hash") == self.materials.corpus_hash
             and record.get("dev_steps") == self.dev_steps
-            and set(self.materials.tasks) <= set(record)
+            and all(any(key == task or key.startswith(f"{task}_") for key in record) for task in self.materials.tasks)
+            and all(record.get(key) == value for key, value in self._task_record.items())
             and ((run.folder / "model").is_dir() or not self.save_models)
         )
         return record if same else None
@@ -138,7 +150,8 @@ class Runner:
         set_seed(run.seed)
         model = initial_model(config)
         sparse = config.model.sparse_gradients and use_sparse_gradients(model)
-        curve = DevCurve(model, self.materials.tasks[DEV_TASK], self.dev_steps, config.evaluation.batch_size)
+        dev = self.materials.tasks[self.scoring.dev_task]
+        curve = DevCurve(model, dev, self.dev_steps, config.evaluation.batch_size, self.scoring)
         trainer: SentenceTransformerTrainer = (HostTrainer if arm.host else GCBSTrainer)(
             model,
             args,
@@ -148,7 +161,7 @@ class Runner:
             optimizer_cls_and_kwargs=(torch.optim.SparseAdam, {"lr": args.learning_rate}) if sparse else None,
         )
         trainer.remove_callback(PrinterCallback)
-        with few_threads(model):
+        with few_threads(model), remembered_tokens(model):
             curve.start()
             outcome = trainer.train()
             seconds = curve.seconds()
@@ -171,6 +184,7 @@ class Runner:
         if self.save_models:
             save_model(model, run.folder / "model")
         write_text(run.folder / "config.yaml", dump_config(config))
+        write_json(run.folder / "log_history.json", trainer.state.log_history)
         write_json(run.folder / "results.json", record)
         return record
 

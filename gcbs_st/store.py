@@ -236,3 +236,31 @@ class EmbeddingStore:
 
 def _column(column: int) -> str:
     return f"column-{column}.bin"
+
+
+def read_saved_store(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
+    """Returns what `EmbeddingStore.save` wrote, without taking it for training: nothing is copied or changed.
+
+    Args:
+        folder: where.
+
+    Returns:
+        One (n, d) map of a file a column, none before the first write, and (n,) int64 steps, -1 for never.
+
+    Raises:
+        ValueError: it is not there or is damaged.
+    """
+    try:
+        described = json.loads((folder / _DESCRIPTION).read_text())
+        rows, columns, dim = int(described["rows"]), int(described["columns"]), described["dim"]
+        if dim is None:
+            return [], np.full(rows, NEVER, np.int64)
+        dtype, shape = np.dtype(described["dtype"]), (rows, int(dim))
+        sizes = {_column(column): rows * shape[1] * dtype.itemsize for column in range(columns)} | {_STEPS: rows * 4}
+        for name, size in sizes.items():
+            if (found := (folder / name).stat().st_size) != size:
+                raise ValueError(f"{name} holds {found} bytes, expected {size}")
+        arrays = [np.asarray(np.memmap(folder / _column(i), dtype, "r", shape=shape)) for i in range(columns)]
+        return arrays, np.fromfile(folder / _STEPS, np.int32).astype(np.int64) - 1
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} is not there or is damaged ({type(error).__name__}: {error})") from None

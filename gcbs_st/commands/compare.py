@@ -1,0 +1,115 @@
+"""Train each arm with each seed, and compare them in pairs: scores, seconds, and time to the reference's score.
+
+Goes in: a YAML file, names of arms, seeds. Comes out: DIR/ARM/seed-K a run, DIR/comparison.json, .md and .png.
+What is finished is not run again. With --select: each setting of a sweep, scored on STS-B dev alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gcbs_st.commands.shell import make_parser, quieten, run_command, tell
+
+EXAMPLE = """
+{program} --config configs/sts_static_multi30k.yaml \\
+    --planners random,gcbs,bisect_guard --seeds 8 --out runs/compare_static
+{program} --config configs/sts_static_multi30k.yaml --select \\
+    --planners random,bisect --sweep train.learning_rate=1e-3,2e-3 --seeds 2 --out runs/select_static
+"""
+
+
+def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st compare") -> int:
+    """Runs the command line.
+
+    Args:
+        argv: arguments; None takes those of the process.
+        program: how the command is called.
+
+    Returns:
+        The exit code; see `gcbs_st.commands.shell`.
+    """
+    arguments = parse_arguments(argv, program)
+    quieten(verbose=arguments.verbose)
+    typed = f"{program} {shlex.join(sys.argv[1:] if argv is None else argv)}"
+    return run_command(program, lambda: _compare(arguments, typed), traceback_of_mistakes=arguments.verbose)
+
+
+def parse_arguments(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
+    """Returns the parsed command line.
+
+    Args:
+        argv: arguments; None takes those of the process.
+        program: how the command is called.
+    """
+    parser = make_parser(program, __doc__, EXAMPLE)
+    parser.add_argument("--config", required=True, help="YAML file, see configs/")
+    parser.add_argument("--planners", required=True, help="arms: names of `arms` or `runs` of the config, or planners")
+    parser.add_argument("--seeds", default="8", help="how many, 1..K, or a list such as 3,5,8 (one seed: 3,)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the comparison")
+    parser.add_argument("--reference", default="random", help="the arm that the others are compared with")
+    parser.add_argument(
+        "--dev-steps", type=int, default=100, help="steps between STS-B dev scores; 0: at the end only"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
+    parser.add_argument("--select", action="store_true", help="choose a setting for each arm, on STS-B dev alone")
+    parser.add_argument(
+        "--sweep", action="append", default=[], metavar="KEY=V1,V2", help="with --select: values of a key; repeatable"
+    )
+    parser.add_argument("--save-models", action="store_true", help="keep each run's trained model")
+    parser.add_argument("--verbose", action="store_true", help="show tracebacks and the libraries' messages")
+    return parser.parse_args(argv)
+
+
+def _compare(arguments: argparse.Namespace, typed: str) -> None:
+    # After the arguments: the libraries take seconds to import, and --help should not.
+    import datasets
+    import transformers
+
+    from gcbs_st.comparison import Options, compare, parse_seeds, select
+    from gcbs_st.config import load_config
+    from gcbs_st.report import comparison_report
+
+    if not arguments.verbose:
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+    options = Options(
+        out=Path(arguments.out),
+        arms=tuple(arguments.planners.split(",")),
+        seeds=parse_seeds(arguments.seeds),
+        reference=arguments.reference,
+        dev_steps=arguments.dev_steps,
+        save_models=arguments.save_models,
+        command=typed,
+        config_file=arguments.config,
+    )
+    config = load_config(arguments.config, arguments.set)
+    # What the host prints while it trains must not get between the caller and the table.
+    with contextlib.redirect_stdout(sys.stderr):
+        if arguments.select:
+            text = select(config, options, arguments.sweep, tell)
+        else:
+            content = compare(config, options, tell)
+            text = comparison_report(content)
+            _draw(content, options.out)
+    print(text)
+
+
+def _draw(content: dict[str, Any], folder: Path) -> None:
+    from gcbs_st.pictures import draw_comparison
+
+    try:
+        files = draw_comparison(content, folder)
+    except ImportError as error:
+        tell(f"No pictures were drawn: {error}, and run the command again.")
+        return
+    tell(f"Pictures: {', '.join(map(str, files))}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
