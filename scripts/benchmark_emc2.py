@@ -218,7 +218,7 @@ def draw_distances(points: Sequence[Sequence[float]], file: Path) -> None:
     """Draw total variation against visits, both on logarithmic axes, beside a line of slope -1/2."""
     import matplotlib.pyplot as plt
 
-    from gcbs_st.pictures import save_figure
+    from gcbs_st.plots.pictures import save_figure
 
     figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
     visits, mean, _ = np.array(points).T

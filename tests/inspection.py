@@ -9,7 +9,7 @@ from conftest import make_pairs, make_static_model
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
-from gcbs_st.inspector import Subject
+from gcbs_st.inspection.inspector import Subject
 from gcbs_st.plan_history import PlanHistory
 
 HOSTILE = "</script><script>window.pwned=1</script><img src=x onerror=window.pwned=1> & \u2028 \ud800 \u202e é 猫"

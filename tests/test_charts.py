@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from gcbs_st import charts, figures, pictures, planner_chart
-from gcbs_st.charts import charts_of_runs, mean_curve, read_curves, run_charts
 from gcbs_st.commands import draw
-from gcbs_st.planner_chart import Measurement, read_measurements
+from gcbs_st.plots import charts, figures, pictures, planner_chart
+from gcbs_st.plots.charts import charts_of_runs, mean_curve, read_curves, run_charts
+from gcbs_st.plots.planner_chart import Measurement, read_measurements
 
 matplotlib = pytest.importorskip("matplotlib", reason="the report extra")
 
@@ -239,9 +239,9 @@ def test_means_of_curves(curves, expected):
 def test_charts_are_imported_without_matplotlib_and_say_what_is_missing():
     """The extra is optional: nothing is imported before something is drawn."""
     code = (
-        "import sys; import gcbs_st.charts, gcbs_st.pictures, gcbs_st.planner_chart, gcbs_st.run_report\n"
+        "import sys; import gcbs_st.plots.charts, gcbs_st.plots.pictures, gcbs_st.plots.planner_chart, gcbs_st.reporting.run_report\n"
         "assert 'matplotlib' not in sys.modules\nsys.modules['matplotlib.figure'] = None\n"
-        "try: gcbs_st.charts.run_charts([{'step': 1, 'loss': 1.0}])\nexcept ImportError as error: print(error)"
+        "try: gcbs_st.plots.charts.run_charts([{'step': 1, 'loss': 1.0}])\nexcept ImportError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "run: pip install 'gcbs_st[report]'" in done.stdout, done.stderr

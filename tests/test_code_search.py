@@ -451,7 +451,7 @@ def test_a_comparison_goes_by_code_search(config_file, tmp_path):
 
 def test_a_comparison_is_drawn(config_file, tmp_path):
     """The pictures of a comparison by code search."""
-    pictures = pytest.importorskip("gcbs_st.pictures")
+    pictures = pytest.importorskip("gcbs_st.plots.pictures")
     content = compare(load_config(config_file), Options(tmp_path, ("random", "bisect"), (1,)), lambda line: None)
     assert all(file.read_bytes()[:4] == b"\x89PNG" for file in pictures.draw_comparison(content, tmp_path))
 

@@ -307,7 +307,7 @@ def test_one_seed_has_no_intervals_and_models_are_saved_on_demand(config, tmp_pa
     from sentence_transformers import SentenceTransformer
 
     pytest.importorskip("matplotlib", reason="the report extra")
-    from gcbs_st import pictures
+    from gcbs_st.plots import pictures
 
     options = Options(tmp_path / "runs", ("random", "gcbs"), (5,), dev_steps=12, save_models=True)
     content = compare(config, options, lambda line: None)

@@ -9,8 +9,8 @@ import shutil
 import numpy as np
 import pytest
 
-from gcbs_st.inspector import Subject, inspect_plan
-from gcbs_st.pages import batches_page
+from gcbs_st.inspection.inspector import Subject, inspect_plan
+from gcbs_st.inspection.pages import batches_page
 
 ATTACK = "</script><script>window.pwned=1</script><img src=x onerror=window.pwned=1><b>bold</b> &lt;"
 RIGHT_TO_LEFT = "\u202egnp.exe\u202e שלום"

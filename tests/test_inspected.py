@@ -14,12 +14,12 @@ from inspection import refused, train, unit_rows
 from gcbs_st.commands.inspect import main, make_content
 from gcbs_st.config import LossConfig, load_config
 from gcbs_st.experiment import run_experiment
-from gcbs_st.inspected import open_checkpoint, open_run
-from gcbs_st.inspector import inspect_plan
-from gcbs_st.pair_texts import PairTexts
-from gcbs_st.plan_embeddings import stored_subject
+from gcbs_st.inspection.inspected import open_checkpoint, open_run
+from gcbs_st.inspection.inspector import inspect_plan
+from gcbs_st.inspection.pair_texts import PairTexts
+from gcbs_st.inspection.plan_embeddings import stored_subject
+from gcbs_st.inspection.run_folder import loss_scale
 from gcbs_st.plan_history import StoredPlan, plan_files, read_stored_plan, step_of
-from gcbs_st.run_folder import loss_scale
 from gcbs_st.store import EmbeddingStore, read_saved_store
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from inspection import HOSTILE, make_subject, oracle, refused, unit_rows
 
-from gcbs_st.batch_scores import measure_batches, similarity_matrix
 from gcbs_st.commands.inspect import main
-from gcbs_st.inspector import ROWS_A_BATCH, SHOWN_BYTES, choose_batches, inspect_plan
-from gcbs_st.pages import batches_page, embed_json
+from gcbs_st.inspection.batch_scores import measure_batches, similarity_matrix
+from gcbs_st.inspection.inspector import ROWS_A_BATCH, SHOWN_BYTES, choose_batches, inspect_plan
+from gcbs_st.inspection.pages import batches_page, embed_json
 from gcbs_st.quality import plan_quality
 
 # ---------------------------------------------------------------- figures of batches
@@ -48,7 +48,7 @@ def test_half_precision_maps_stay_on_disk(tmp_path, monkeypatch):
     np.save(tmp_path / "A.npy", subject.anchors.astype(np.float16))
     mapped = np.load(tmp_path / "A.npy", mmap_mode="r")
     at_once = measure_batches(np.array(mapped), subject.positives, subject.batches)
-    monkeypatch.setattr("gcbs_st.batch_scores._CHUNK_NUMBERS", 1)
+    monkeypatch.setattr("gcbs_st.inspection.batch_scores._CHUNK_NUMBERS", 1)
     np.testing.assert_allclose(
         at_once.loss, measure_batches(mapped, subject.positives, subject.batches).loss, rtol=1e-6
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gcbs_st import pictures
 from gcbs_st.planners import available
+from gcbs_st.plots import pictures
 
 pytest.importorskip("matplotlib", reason="the report extra")
 SCRIPT = Path(__file__).parent.parent / "scripts" / "draw_batches.py"

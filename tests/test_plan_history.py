@@ -7,8 +7,8 @@ import pytest
 from inspection import make_subject, oracle, train
 
 from gcbs_st import plan_history as plan_history_module
+from gcbs_st.inspection.plan_table import plan_table
 from gcbs_st.plan_history import plan_files, read_stored_plan, step_of
-from gcbs_st.plan_table import plan_table
 
 
 @pytest.mark.parametrize("settings", [{"planner": "random"}, {"replan_steps": 4}, {"planner_warmup_steps": 3}])

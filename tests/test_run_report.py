@@ -17,10 +17,10 @@ from conftest import make_pairs, make_static_model
 from scipy.stats import ttest_rel
 
 from gcbs_st.commands import report, train_sts
-from gcbs_st.report_page import report_html, report_markdown
-from gcbs_st.run_groups import short_path
-from gcbs_st.run_records import flat_config, read_run_record, read_runs
-from gcbs_st.run_report import make_report
+from gcbs_st.reporting.report_page import report_html, report_markdown
+from gcbs_st.reporting.run_groups import short_path
+from gcbs_st.reporting.run_records import flat_config, read_run_record, read_runs
+from gcbs_st.reporting.run_report import make_report
 
 pytest.importorskip("matplotlib", reason="the report extra")
 

@@ -101,7 +101,7 @@ def _compare(arguments: argparse.Namespace, typed: str) -> None:
 
 
 def _draw(content: dict[str, Any], folder: Path) -> None:
-    from gcbs_st.pictures import draw_comparison
+    from gcbs_st.plots.pictures import draw_comparison
 
     try:
         files = draw_comparison(content, folder)

@@ -1,7 +1,7 @@
 """What trains together, as plain content: embeddings, batches and texts in, a dict that JSON can hold out.
 
 Why: harder batches are an abstraction until one looks. The content says which texts share a batch, how alike they
-are, and which negatives are probably none; `gcbs_st.pages` makes a page of it.
+are, and which negatives are probably none; `gcbs_st.inspection.pages` makes a page of it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gcbs_st.batch_scores import BatchMeasures, measure_batches, plain, products_of, similarity_matrix
+from gcbs_st.inspection.batch_scores import BatchMeasures, measure_batches, plain, products_of, similarity_matrix
 from gcbs_st.quality import SCALE, plan_quality
 
 # What a page holds: beyond this a browser and its reader are overwhelmed, and the page passes 2 MB.

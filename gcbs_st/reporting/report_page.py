@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 
 from gcbs_st.report import markdown_table
-from gcbs_st.run_report import Report, Table
+from gcbs_st.reporting.run_report import Report, Table
 
 # Nothing but the page's own style and pictures: no script at all, no connection.
 _PAGE = """<!DOCTYPE html>
@@ -52,7 +52,7 @@ def report_html(report: Report) -> str:
     Args:
         report: its content.
     """
-    style = (files("gcbs_st") / "templates" / "batches.css").read_text(encoding="utf-8") + _STYLE
+    style = (files("gcbs_st.inspection") / "templates" / "batches.css").read_text(encoding="utf-8") + _STYLE
     digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
     parts = [_notes_html(report)] if report.notes else []
     parts += [_table_html(table) for table in report.results]

@@ -23,7 +23,7 @@ def batches_page(content: Mapping[str, Any], charts: Mapping[str, bytes] | None 
     """Returns a page about batches.
 
     Args:
-        content: what `gcbs_st.inspector.inspect_plan` returns, with "plans" from `gcbs_st.plan_table.plan_table` and
+        content: what `gcbs_st.inspection.inspector.inspect_plan` returns, with "plans" from `gcbs_st.inspection.plan_table.plan_table` and
             "origin" (label -> text) where there are such.
         charts: title -> PNG.
 
@@ -63,7 +63,8 @@ def embed_json(content: Any) -> str:
 def _fill(page: str, style: str, script: str, title: str, content: Any) -> str:
     """The template with its parts; the policy names the one style and the one script by their hashes."""
     parts = {
-        name: (files("gcbs_st") / "templates" / name).read_text(encoding="utf-8") for name in (page, style, script)
+        name: (files("gcbs_st.inspection") / "templates" / name).read_text(encoding="utf-8")
+        for name in (page, style, script)
     }
     values = {
         "TITLE": html.escape(title.encode("utf-8", "replace").decode()),

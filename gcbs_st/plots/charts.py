@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gcbs_st.figures import Curve, line_chart
+from gcbs_st.plots.figures import Curve, line_chart
 
 Entry = Mapping[str, Any]
 # Title -> label of a line -> its points. Labels are "" where a chart needs no name for its only line.

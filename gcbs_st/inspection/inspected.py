@@ -19,13 +19,10 @@ from gcbs_st.checkpoint import PLAN_FILE, read_plan
 from gcbs_st.config import ExperimentConfig
 from gcbs_st.experiment import initial_model
 from gcbs_st.files import read_json
-from gcbs_st.inspector import Embed, Subject
-from gcbs_st.models import open_model, resolve_model_name
-from gcbs_st.pair_texts import PairTexts, texts_of_file
-from gcbs_st.plan_embeddings import encoded_subject, encoder, stored_subject
-from gcbs_st.plan_history import PLANS_FOLDER, StoredPlan, plan_files, read_stored_plan, step_of, stored_plan
-from gcbs_st.quality import SCALE
-from gcbs_st.run_folder import (
+from gcbs_st.inspection.inspector import Embed, Subject
+from gcbs_st.inspection.pair_texts import PairTexts, texts_of_file
+from gcbs_st.inspection.plan_embeddings import encoded_subject, encoder, stored_subject
+from gcbs_st.inspection.run_folder import (
     CONFIG_FILE,
     loss_scale,
     read_config,
@@ -34,6 +31,9 @@ from gcbs_st.run_folder import (
     read_run_texts,
     run_settings,
 )
+from gcbs_st.models import open_model, resolve_model_name
+from gcbs_st.plan_history import PLANS_FOLDER, StoredPlan, plan_files, read_stored_plan, step_of, stored_plan
+from gcbs_st.quality import SCALE
 from gcbs_st.sources import EMBEDDINGS_FOLDER
 
 Entry = TypeVar("Entry")

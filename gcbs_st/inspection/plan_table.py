@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gcbs_st.batch_scores import measure_batches, plain
-from gcbs_st.inspector import Subject
+from gcbs_st.inspection.batch_scores import measure_batches, plain
+from gcbs_st.inspection.inspector import Subject
 from gcbs_st.plan_history import StoredPlan
 
 # As `GCBSTrainer` logs them.

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from gcbs_st.charts import mean_curve
-from gcbs_st.figures import COLOURS, Curve, add_legend, draw_lines, line_chart, new_figure, plain_label, png_of
 from gcbs_st.files import write_bytes
+from gcbs_st.plots.charts import mean_curve
+from gcbs_st.plots.figures import COLOURS, Curve, add_legend, draw_lines, line_chart, new_figure, plain_label, png_of
 
 
 def draw_similarity(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gcbs_st.run_records import RunRecord, Runs, flat_config
+from gcbs_st.reporting.run_records import RunRecord, Runs, flat_config
 
 Arms = dict[str, list[RunRecord]]  # label -> its runs, a seed each
 _REFERENCE = "random"

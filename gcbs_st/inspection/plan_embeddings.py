@@ -11,8 +11,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from gcbs_st.embeddings import encode_rows
-from gcbs_st.inspector import Embed, Subject
-from gcbs_st.pair_texts import PairTexts
+from gcbs_st.inspection.inspector import Embed, Subject
+from gcbs_st.inspection.pair_texts import PairTexts
 from gcbs_st.plan_history import StoredPlan
 from gcbs_st.store import NEVER, read_saved_store
 

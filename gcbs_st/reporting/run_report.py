@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gcbs_st.charts import charts_of_runs, run_charts
-from gcbs_st.pictures import difference_chart
+from gcbs_st.plots.charts import charts_of_runs, run_charts
+from gcbs_st.plots.pictures import difference_chart
 from gcbs_st.report import difference_words, experiment_rows, has_mean, score_title
-from gcbs_st.run_groups import Arms, find_reference, group_arms, notes_on, pairs_of, short_path
-from gcbs_st.run_records import RunRecord, Runs, finite, flat_config
+from gcbs_st.reporting.run_groups import Arms, find_reference, group_arms, notes_on, pairs_of, short_path
+from gcbs_st.reporting.run_records import RunRecord, Runs, finite, flat_config
 from gcbs_st.statistics import is_score, paired_difference
 
 Differences = dict[str, dict[str, dict[str, Any]]]
@@ -61,11 +61,11 @@ def make_report(runs: Runs, *, with_charts: bool = True) -> Report:
     """Returns the report over runs.
 
     Args:
-        runs: what `gcbs_st.run_records.read_runs` returns, at least one run.
+        runs: what `gcbs_st.reporting.run_records.read_runs` returns, at least one run.
         with_charts: draw them; needs matplotlib.
 
     Returns:
-        The content, to be written by `gcbs_st.report_page`.
+        The content, to be written by `gcbs_st.reporting.report_page`.
 
     Raises:
         ImportError: charts are wanted and matplotlib is not installed.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gcbs_st.figures import add_legend, new_figure, plain_label, png_of, style_of
+from gcbs_st.plots.figures import add_legend, new_figure, plain_label, png_of, style_of
 
 _MOST_PANELS = 6
 

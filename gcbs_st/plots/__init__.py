@@ -1,0 +1,1 @@
+"""Measurements in, PNG pictures out; needs the `report` extra (matplotlib)."""
