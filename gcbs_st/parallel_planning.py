@@ -23,7 +23,7 @@ def splits_work(planner: Planner, processes: int) -> bool:
 
     Args:
         planner: one with an attribute `splits` that is true has a plan of a cell of rows that is nearly what its
-            plan of all rows makes of them.
+            plan of all rows makes of them, and takes longer for it than the rows take to be sent. `bisect` does not.
         processes: of the run.
     """
     return processes > 1 and bool(getattr(planner, "splits", False))

@@ -216,18 +216,18 @@ def measure_distribution(arguments: argparse.Namespace, pairs: Any) -> tuple[Any
 
 def draw_distances(points: Sequence[Sequence[float]], file: Path) -> None:
     """Draw total variation against visits, both on logarithmic axes, beside a line of slope -1/2."""
-    import matplotlib.pyplot as plt
+    from gcbs_st.files import write_bytes
+    from gcbs_st.plots.figures import new_figure, png_of
 
-    from gcbs_st.plots.pictures import save_figure
-
-    figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    figure = new_figure(5, 3.5)
+    axes = figure.subplots()
     visits, mean, _ = np.array(points).T
     axes.loglog(visits, mean, "o-", label="mean over chains")
     axes.loglog(visits, mean[-1] * np.sqrt(visits[-1] / visits), "--", color="grey", label="1 / sqrt(visits)")
     axes.axhline(0.05, color="lightgrey")
     axes.set(xlabel="visits of a row", ylabel="total variation to the softmax")
     axes.legend()
-    save_figure(figure, file)
+    write_bytes(file, png_of(figure))
 
 
 # ------------------------------------------------------------------ gradient

@@ -42,7 +42,7 @@ def test_each_arm_has_seconds_and_plans(script, files, tmp_path, capsys):
     assert list(script.ARMS) == list(report["results"])
     assert 1.0 == report["results"]["random"]["times_random"]
     plans = {name: result["plans"] for name, result in report["results"].items() if name != "random"}
-    assert [2, 3, 3, 2, 3] == [len(of_arm) for of_arm in plans.values()]
+    assert [2, 3, 3, 2, 2, 3] == [len(of_arm) for of_arm in plans.values()]
     assert all(
         "closed_fresh" in plan and "closed_of_fresh_plan" in plan for of_arm in plans.values() for plan in of_arm
     )

@@ -113,7 +113,7 @@ def test_a_comparison_writes_its_folders_and_figures(compared):
     for arm in ARMS:
         folder = options.out / arm / "seed-2"
         assert content["runs"][arm]["2"] == json.loads((folder / "results.json").read_text())
-        assert {"config.yaml", "results.json"} == {file.name for file in folder.iterdir()}
+        assert {"config.yaml", "log_history.json", "results.json"} == {file.name for file in folder.iterdir()}
         assert [arm] == list(load_config(folder / "config.yaml").arms)
     scores = {arm: [content["runs"][arm][seed]["avg"] for seed in "12"] for arm in ARMS}
     differences = np.subtract(scores["guarded"], scores["random"])

@@ -210,7 +210,9 @@ def test_rows_are_encoded_in_the_precision_of_training(half, tmp_path, still_ber
         SentenceTransformer(still_bert, device="cpu"),
         {"embedding_source": "encode", "planner": Kept(), "bf16": half},
     )
-    trainer, _ = harvest(tmp_path, model, make_pairs(ROWS), MNRL(model), **given)
+    args = GCBSTrainingArguments(str(tmp_path), **{"num_train_epochs": 1, **STILL, **given})
+    trainer = GCBSTrainer(model, args, make_pairs(ROWS), loss=MNRL(model))
+    trainer.train()
     context = torch.autocast("cpu", torch.bfloat16) if half else nullcontext()
     with torch.no_grad(), context:
         first = model(model.preprocess([make_pairs(ROWS)["anchor"][0]]))["sentence_embedding"][0].float().numpy()

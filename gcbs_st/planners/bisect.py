@@ -34,9 +34,6 @@ class BisectPlanner:
         True
     """
 
-    # Several processes may each plan rows that lie together, see `gcbs_st.parallel_planning`.
-    splits = True
-
     def __init__(
         self,
         *,
