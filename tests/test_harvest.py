@@ -217,7 +217,7 @@ def test_rows_are_encoded_in_the_precision_of_training(half, tmp_path, still_ber
     with torch.no_grad(), context:
         first = model(model.preprocess([make_pairs(ROWS)["anchor"][0]]))["sentence_embedding"][0].float().numpy()
     np.testing.assert_allclose(trainer.planner.anchors[0], first / np.linalg.norm(first), atol=4e-3 if half else 2e-6)
-    assert half == (np.abs(trainer.planner.anchors[0] - encoded_first(still_bert)).max() > 1e-5)
+    assert half == (np.abs(trainer.planner.anchors[0] - encoded_first(still_bert)).max() > 3e-6)
 
 
 class Kept:
