@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +111,11 @@ def loss_scale(loss: Any) -> float:
     Returns:
         Its `scale`, or 1 / `temperature`, or 20 if it has neither.
     """
-    while loss is not None:
-        if isinstance(scale := getattr(loss, "scale", None), (int, float)):
+    for layer in _unwrapped(loss):
+        if isinstance(scale := getattr(layer, "scale", None), (int, float)):
             return float(scale)
-        if isinstance(temperature := getattr(loss, "temperature", None), (int, float)) and temperature > 0:
+        if isinstance(temperature := getattr(layer, "temperature", None), (int, float)) and temperature > 0:
             return 1.0 / float(temperature)
-        loss = getattr(loss, "loss", None)
     return SCALE
 
 
@@ -126,11 +125,14 @@ def gathers_negatives(loss: Any) -> bool:
     Args:
         loss: a loss module; wrapped ones (Matryoshka) are looked into.
     """
+    return any(getattr(layer, "gather_across_devices", False) for layer in _unwrapped(loss))
+
+
+def _unwrapped(loss: Any) -> Iterator[Any]:
+    """Gives a loss, then the one that it wraps (Matryoshka), and so on."""
     while loss is not None:
-        if getattr(loss, "gather_across_devices", False):
-            return True
+        yield loss
         loss = getattr(loss, "loss", None)
-    return False
 
 
 def refuse_unsupported(trainer: Any) -> None:

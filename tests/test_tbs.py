@@ -50,22 +50,22 @@ def plan(anchors: np.ndarray, positives: np.ndarray, batch_size: int, **options)
     return TailBatchPlanner(**options).plan(anchors, positives, batch_size, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("k", [1, 3, 49])
-def test_tails_are_those_of_the_dense_products(k):
+@pytest.mark.parametrize(
+    ("k", "tile"),
+    [(1, None), (3, None), (49, None), (5, (7, 11))],
+    ids=["1", "3", "49", "5, small tiles with shorter last ones"],
+)
+def test_tails_are_those_of_the_dense_products(k, tile, monkeypatch):
     """Each row keeps its own k hardest negatives, never itself; the log-sum-exp is that over all rows."""
+    if tile is not None:
+        monkeypatch.setattr("gcbs_st.products._TILE_ROWS", tile[0])
+        monkeypatch.setattr("gcbs_st.products._TILE_COLUMNS", tile[1])
     anchors, positives = unit_rows(50), unit_rows(50, seed=1)
     ids, products, totals = find_hardest(anchors, positives, k, scale=SCALE)
     assert dense_tails(anchors, positives, k).tolist() == np.sort(ids, axis=1).tolist()
     dense = anchors @ positives.T
     np.testing.assert_allclose(products, np.take_along_axis(dense, ids.astype(int), 1), atol=1e-6)
     np.testing.assert_allclose(totals, np.log(np.exp(SCALE * dense).sum(axis=1)), atol=1e-4)
-
-
-def test_tiles_do_not_show(monkeypatch):
-    """Small tiles, with shorter last ones, give the tails and sums of the dense products."""
-    monkeypatch.setattr("gcbs_st.products._TILE_ROWS", 7)
-    monkeypatch.setattr("gcbs_st.products._TILE_COLUMNS", 11)
-    test_tails_are_those_of_the_dense_products(5)
 
 
 def test_equal_products_go_to_lower_ids():

@@ -6,12 +6,10 @@ Goes in: a model, and pairs of queries and functions or a folder with CoSQA. Com
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import sys
 from collections.abc import Sequence
 
-from gcbs_st.commands.shell import make_parser, quieten, run_command
+from gcbs_st.commands.shell import make_parser, print_scores, quieten, quieten_loading, run_command
 
 EXAMPLE = """
 {program} --model runs/code_search_quickstart/bisect/model --pairs code
@@ -45,18 +43,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st evaluate-
     parser.add_argument("--device", default=None, help="e.g. cpu or cuda:0 (default: chosen by the library)")
     arguments = parser.parse_args(argv)
     quieten()
-    return run_command(program, lambda: _evaluate(arguments))
-
-
-def _evaluate(arguments: argparse.Namespace) -> None:
-    # What libraries print must not get between the caller and the JSON.
-    with contextlib.redirect_stdout(sys.stderr):
-        scores = score(arguments)
-    if arguments.json:
-        print(json.dumps(scores))
-    else:
-        width = max(len(name) for name in scores)
-        print("\n".join(f"{name:<{width}}  {value:6.2f}" for name, value in scores.items()))
+    return run_command(program, lambda: print_scores(lambda: score(arguments), as_json=arguments.json))
 
 
 def score(arguments: argparse.Namespace) -> dict[str, float]:
@@ -76,14 +63,11 @@ def score(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size: got {arguments.batch_size}, expected at least 1")
     # Imported here so that --help and a mistyped option answer at once.
-    from transformers.utils import logging as transformers_logging
-
     from gcbs_st.code_search import evaluate_code_search, load_cosqa, task_of_pairs
     from gcbs_st.corpus import load_corpus
     from gcbs_st.models import open_model
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quieten_loading()
     tasks = {}
     if arguments.pairs is not None:
         columns = arguments.columns.split(",") if arguments.columns else None

@@ -6,13 +6,10 @@ Goes in: a model and a source of STS pairs. Comes out: a score a task and their 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import logging
 import sys
 from collections.abc import Sequence
 
-from gcbs_st.commands.shell import make_parser, run_command
+from gcbs_st.commands.shell import make_parser, print_scores, quieten_loading, run_command
 
 EXAMPLE = """
 {program} --model sentence-transformers/all-MiniLM-L6-v2 --data-dir data/sts
@@ -31,7 +28,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st evaluate-
         The exit code; see `gcbs_st.commands.shell`.
     """
     arguments = parse_arguments(argv, program)
-    return run_command(program, lambda: _evaluate(arguments))
+    return run_command(program, lambda: print_scores(lambda: score(arguments), as_json=arguments.json))
 
 
 def parse_arguments(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
@@ -61,17 +58,6 @@ def parse_arguments(argv: Sequence[str] | None, program: str) -> argparse.Namesp
     return parser.parse_args(argv)
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
-    # What libraries print must not get between the caller and the JSON.
-    with contextlib.redirect_stdout(sys.stderr):
-        scores = score(arguments)
-    if arguments.json:
-        print(json.dumps(scores))
-    else:
-        width = max(len(task) for task in scores)
-        print("\n".join(f"{task:<{width}}  {value:6.2f}" for task, value in scores.items()))
-
-
 def score(arguments: argparse.Namespace) -> dict[str, float]:
     """Returns the score of each task and `avg`, rounded to two decimals.
 
@@ -92,7 +78,7 @@ def score(arguments: argparse.Namespace) -> dict[str, float]:
     from gcbs_st.sts_data import load_sts_tasks
 
     tasks = load_sts_tasks(arguments.data_dir, splits=[split.strip() for split in arguments.splits.split(",")])
-    _quieten_loading()
+    quieten_loading()
     model = open_model(arguments.model, arguments.device)
     if arguments.protocol == "mteb":
         from gcbs_st.mteb_protocol import evaluate_sts_mteb
@@ -101,16 +87,6 @@ def score(arguments: argparse.Namespace) -> dict[str, float]:
     else:
         scores = evaluate_sts(model, tasks, batch_size=arguments.batch_size, show_progress=sys.stderr.isatty())
     return {task: round(value, 2) for task, value in scores.items()}
-
-
-def _quieten_loading() -> None:
-    """Silences warnings and bars on the way to an error: they would bury the one line that explains it."""
-    from transformers.utils import logging as transformers_logging
-
-    for library in ("sentence_transformers", "huggingface_hub"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

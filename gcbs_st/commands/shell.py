@@ -13,14 +13,16 @@ Exit codes, which scripts may rely on:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import json
 import logging
 import os
 import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
@@ -101,6 +103,32 @@ def tell(line: str) -> None:
         line: without its end.
     """
     print(line, file=sys.stderr, flush=True)
+
+
+def print_scores(score: Callable[[], Mapping[str, float]], *, as_json: bool) -> None:
+    """Prints scores on stdout, and nothing else there: what libraries print goes to stderr.
+
+    Args:
+        score: gives name -> value.
+        as_json: one JSON object instead of a line a score.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        scores = score()
+    if as_json:
+        print(json.dumps(scores))
+    else:
+        width = max(len(name) for name in scores)
+        print("\n".join(f"{name:<{width}}  {value:6.2f}" for name, value in scores.items()))
+
+
+def quieten_loading() -> None:
+    """Silences warnings and bars of a model's loading: they would bury the one line that explains an error."""
+    from transformers.utils import logging as transformers_logging
+
+    for library in ("sentence_transformers", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 def quieten(*, verbose: bool = False) -> None:
