@@ -11,8 +11,6 @@ import json
 import logging
 import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,6 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer import losses
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 
@@ -41,7 +38,7 @@ from gcbs_st.models import load_model, remove_training_head, use_sparse_gradient
 from gcbs_st.plan_history import PLANS_FOLDER, PlanHistory
 from gcbs_st.provenance import commit_of_checkout, version_of
 from gcbs_st.scoring import Tasks, load_tasks, scoring_of
-from gcbs_st.static_tokens import remembered_tokens
+from gcbs_st.static_training import few_threads, remembered_tokens
 from gcbs_st.trainer import GCBSTrainer
 
 logger = logging.getLogger(__name__)
@@ -261,28 +258,6 @@ def dev_evaluator(
         )
     task = {scoring.dev_task: materials.tasks[scoring.dev_task]}
     return scoring.evaluator(task, batch_size=config.evaluation.batch_size)
-
-
-@contextmanager
-def few_threads(model: SentenceTransformer) -> Iterator[None]:
-    """Trains static models on one torch thread: their steps are too small to be shared out.
-
-    Two threads that wait for each other made 2 steps a second on a busy machine of two cores where one made
-    17, and no more than one on a quiet machine. Tokenizers, planners and NumPy keep their threads.
-
-    Args:
-        model: what is trained meanwhile; other models than static ones keep torch's threads too.
-
-    Yields:
-        Nothing.
-    """
-    threads = torch.get_num_threads()
-    if isinstance(model[0], StaticEmbedding) and model.device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def make_loss(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module:

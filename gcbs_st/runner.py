@@ -25,7 +25,6 @@ from gcbs_st.config import ConfigError, ExperimentConfig, MineConfig, build, dum
 from gcbs_st.experiment import (
     Materials,
     Record,
-    few_threads,
     initial_model,
     load_materials,
     provenance,
@@ -37,7 +36,7 @@ from gcbs_st.experiment import (
 from gcbs_st.files import save_model, write_json, write_text
 from gcbs_st.models import remove_training_head, use_sparse_gradients
 from gcbs_st.scoring import scoring_of
-from gcbs_st.static_tokens import remembered_tokens
+from gcbs_st.static_training import few_threads, remembered_tokens
 from gcbs_st.trainer import GCBSTrainer
 
 _PLAN_FIELDS = ("gap", "closed", "tail_coverage", "false_negatives")

@@ -404,7 +404,7 @@ def train_once(arguments: argparse.Namespace, pairs: Any, name: str, seed: int) 
     from transformers import PrinterCallback, set_seed
 
     from gcbs_st import GCBSTrainer, GCBSTrainingArguments
-    from gcbs_st.experiment import few_threads
+    from gcbs_st.static_training import few_threads
 
     set_seed(seed)
     model = trained_model(arguments)

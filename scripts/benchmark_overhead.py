@@ -249,9 +249,8 @@ def run_once(arguments: argparse.Namespace, rows: Any, name: str, *, seed: int, 
     from transformers import PrinterCallback
 
     from gcbs_st import GCBSTrainer, GCBSTrainingArguments
-    from gcbs_st.experiment import few_threads
     from gcbs_st.models import load_model, use_sparse_gradients
-    from gcbs_st.static_tokens import remembered_tokens
+    from gcbs_st.static_training import few_threads, remembered_tokens
 
     setting = SETTINGS[arguments.setting]
     torch.manual_seed(seed)

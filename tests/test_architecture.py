@@ -23,7 +23,7 @@ ROOMS = [
         "identifiers",
         "near_duplicates",
         "ranking",
-        "static_tokens",
+        "static_training",
         "checkpoint",
         "sts_data",
         "duplicates",

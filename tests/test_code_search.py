@@ -35,7 +35,7 @@ from gcbs_st.models import load_model
 from gcbs_st.ranking import compare_with_gold, mean_reciprocal_rank, recall_at
 from gcbs_st.report import comparison_report, experiment_table
 from gcbs_st.scoring import load_tasks
-from gcbs_st.static_tokens import remembered_tokens
+from gcbs_st.static_training import remembered_tokens
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,4 +1,4 @@
-"""Lets a static model tokenize each text once: a model in, and while it trains, its tokens from memory.
+"""Trains static models at their speed: a model in, and while it trains, one torch thread and tokens from memory.
 
 A static model's step takes a few milliseconds and the tokens of a batch of functions take ten times as long. The same
 texts come in every epoch and whenever rows are embedded to be planned.
@@ -48,3 +48,25 @@ def remembered_tokens(model: SentenceTransformer) -> Iterator[None]:
         yield
     finally:
         del first.preprocess
+
+
+@contextmanager
+def few_threads(model: SentenceTransformer) -> Iterator[None]:
+    """Trains static models on one torch thread: their steps are too small to be shared out.
+
+    Two threads that wait for each other made 2 steps a second on a busy machine of two cores where one made
+    17, and no more than one on a quiet machine. Tokenizers, planners and NumPy keep their threads.
+
+    Args:
+        model: what is trained meanwhile; other models than static ones keep torch's threads too.
+
+    Yields:
+        Nothing.
+    """
+    threads = torch.get_num_threads()
+    if isinstance(model[0], StaticEmbedding) and model.device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
