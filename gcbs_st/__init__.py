@@ -15,12 +15,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gcbs_st.losses import EMC2Loss
+    from gcbs_st.multi_vector_trainer import GCBSMultiVectorEncoderTrainer, GCBSMultiVectorEncoderTrainingArguments
+    from gcbs_st.sparse_trainer import GCBSSparseEncoderTrainer, GCBSSparseEncoderTrainingArguments
     from gcbs_st.trainer import GCBSTrainer, GCBSTrainingArguments
 
-__all__ = ["EMC2Loss", "GCBSTrainer", "GCBSTrainingArguments", "__version__"]
+__all__ = [
+    "EMC2Loss",
+    "GCBSMultiVectorEncoderTrainer",
+    "GCBSMultiVectorEncoderTrainingArguments",
+    "GCBSSparseEncoderTrainer",
+    "GCBSSparseEncoderTrainingArguments",
+    "GCBSTrainer",
+    "GCBSTrainingArguments",
+    "__version__",
+]
 __version__ = "0.1.0"
 
-_HOMES = {"EMC2Loss": "losses", "GCBSTrainer": "trainer", "GCBSTrainingArguments": "trainer"}
+_HOMES = {
+    "EMC2Loss": "losses",
+    "GCBSMultiVectorEncoderTrainer": "multi_vector_trainer",
+    "GCBSMultiVectorEncoderTrainingArguments": "multi_vector_trainer",
+    "GCBSSparseEncoderTrainer": "sparse_trainer",
+    "GCBSSparseEncoderTrainingArguments": "sparse_trainer",
+    "GCBSTrainer": "trainer",
+    "GCBSTrainingArguments": "trainer",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Union, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Union
 
+import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
+from sentence_transformers.base.training_args import BaseTrainingArguments
 
 from gcbs_st.planners import Planner, make_planner
+
+# Beside the arguments of any of the host's trainers; which one is for the concrete classes to say.
+if TYPE_CHECKING:
+    _Host = BaseTrainingArguments
+else:
+    _Host = object
+
 
 _CHOICES = {
     "embedding_source": ("encode", "harvest"),
@@ -19,12 +29,17 @@ _CHOICES = {
     "embedding_storage": ("memory", "disk"),
     "cluster_schedule": ("constant", "curriculum"),
 }
+_EXPECTED_COLUMNS = (
+    'two different column names, as ["anchor", "negative"], or a mapping of dataset name to such a list'
+)
+# Fields that a command line gives as JSON, and what is expected of it.
+FIELDS_IN_JSON = {"planner_options": "a JSON object", "planner_columns": _EXPECTED_COLUMNS}
 _NO_DUPLICATES = ("NO_DUPLICATES", "NO_DUPLICATES_HASHED")
 
 
 @dataclass
-class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
-    """`SentenceTransformerTrainingArguments` and how batches are composed.
+class PlanningArguments(_Host):
+    """How batches are composed: the fields that are ours, beside the arguments of one of the host's trainers.
 
     `batch_sampler="no_duplicates"` has the host's meaning: no text stands twice in a batch, whatever the
     planner. Batches are always full, `dataloader_drop_last` or not.
@@ -32,6 +47,9 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
     Args:
         planner: a name of `gcbs_st.planners.available()` or an object with a `plan` method.
         planner_options: keyword arguments of the planner's constructor, as a dict or JSON.
+        planner_columns: the two text columns that are planned on, anchors first, as a list or JSON; of several
+            datasets for all of them, or a mapping of dataset name to two names, in which a dataset may be left
+            out. None for the first two text columns. The loss sees all columns in any case.
         replan_steps: when plans are made besides each epoch's start. 0: then only; 1 or more: also every
             so many optimizer steps, over the rows not yet drawn; between 0 and 1: that share of an epoch's steps.
         planner_warmup_steps: optimizer steps with random batches before the first plan.
@@ -57,18 +75,20 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
 
     Raises:
         ValueError: a value out of its range, an unknown planner or option, or a batch sampler that planning replaces.
-
-    Example:
-        >>> GCBSTrainingArguments(output_dir="out", planner="gcbs", replan_steps=0.5, report_to="none").replan_steps
-        0.5
     """
 
-    _VALID_DICT_FIELDS = [*SentenceTransformerTrainingArguments._VALID_DICT_FIELDS, "planner_options"]
+    # The host's class that these fields stand beside.
+    plain_class: ClassVar[type[BaseTrainingArguments]]
+    fields_in_json: ClassVar[Mapping[str, str]] = FIELDS_IN_JSON
 
     # `planner` is annotated as a string for HfArgumentParser; a Planner object is taken as well.
     planner: str = field(default="gcbs", metadata={"help": "Name of the planner that composes the batches."})
     planner_options: Union[dict[str, Any], str, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
         default=None, metadata={"help": "Keyword arguments of the planner's constructor, as JSON."}
+    )
+    planner_columns: Union[str, None, list[str], dict[str, list[str]]] = field(  # noqa: UP007 - as above
+        default=None,
+        metadata={"help": "The two text columns to plan on, as JSON: a list, or a mapping of dataset to a list."},
     )
     replan_steps: float = field(
         default=0.0,
@@ -109,13 +129,12 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
     def __post_init__(self) -> None:
         """Checks the fields, after the host has checked its own."""
         # Before the host, which would read the JSON too, but whose message does not name the field.
-        if isinstance(self.planner_options, str):
-            try:
-                self.planner_options = json.loads(self.planner_options)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"planner_options: got {self.planner_options!r}, expected a JSON object: {error}"
-                ) from None
+        for name, expected in self.fields_in_json.items():
+            if isinstance(text := getattr(self, name), str):
+                try:
+                    setattr(self, name, json.loads(text))
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{name}: got {text!r}, expected {expected}: {error}") from None
         super().__post_init__()
         self.check_planning()
 
@@ -137,6 +156,17 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
         self._check_embedding()
         if not isinstance(self.planner_options, (dict, type(None))):
             raise ValueError(f"planner_options: got {self.planner_options!r}, expected a mapping of option to value.")
+        self._check_columns()
+        self._check_planner()
+
+    def _check_columns(self) -> None:
+        given: Any = self.planner_columns
+        for names in given.values() if isinstance(given, Mapping) else [given]:
+            two_texts = isinstance(names, (list, tuple)) and len(names) == 2 and all(isinstance(n, str) for n in names)
+            if given is not None and not (two_texts and names[0] != names[1]):
+                raise ValueError(f"planner_columns: got {given!r}, expected {_EXPECTED_COLUMNS}.")
+
+    def _check_planner(self) -> None:
         name = getattr(self.batch_sampler, "name", None)
         if name not in ("BATCH_SAMPLER", *_NO_DUPLICATES):
             raise ValueError(
@@ -175,6 +205,12 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
         return make_planner(self.planner, options if isinstance(options, dict) else None)
 
     @property
+    def device(self) -> torch.device:
+        """The host's device. Older hosts number the processes' CPU, "cpu:0", and then cannot load a checkpoint to it."""
+        device: torch.device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
     def no_duplicates(self) -> bool:
         """Whether a text may stand only once in a batch."""
         return isinstance(self.batch_sampler, BatchSamplers) and self.batch_sampler.name in _NO_DUPLICATES
@@ -187,7 +223,7 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
         return fields_as_dict
 
     @classmethod
-    def from_plain(cls, args: SentenceTransformerTrainingArguments) -> GCBSTrainingArguments:
+    def from_plain(cls, args: BaseTrainingArguments) -> Self:
         """Returns plain arguments with the defaults of our fields; arguments of ours as they are.
 
         Args:
@@ -201,10 +237,10 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
         """
         if isinstance(args, cls):
             return args
-        if type(args) is not SentenceTransformerTrainingArguments:
+        if type(args) is not cls.plain_class:
             raise TypeError(
-                f"args: got {type(args).__name__}, expected GCBSTrainingArguments or SentenceTransformerTrainingArguments. "
-                "Derive your own class from GCBSTrainingArguments."
+                f"args: got {type(args).__name__}, expected {cls.__name__} or {cls.plain_class.__name__}. "
+                f"Derive your own class from {cls.__name__}."
             )
         # Not built anew from its fields: the host's checks rewrite some of them and must not run twice.
         converted: Any = copy.copy(args)
@@ -213,4 +249,19 @@ class GCBSTrainingArguments(SentenceTransformerTrainingArguments):
             if not hasattr(converted, ours.name):
                 setattr(converted, ours.name, ours.default if ours.default is not MISSING else None)
         converted.check_planning()
-        return cast("GCBSTrainingArguments", converted)
+        assert isinstance(converted, cls)
+        return converted
+
+
+@dataclass
+class GCBSTrainingArguments(PlanningArguments, SentenceTransformerTrainingArguments):
+    """`SentenceTransformerTrainingArguments` and how batches are composed: the fields of `PlanningArguments`.
+
+    Example:
+        >>> from gcbs_st import GCBSTrainingArguments
+        >>> args = GCBSTrainingArguments(output_dir="out", planner="gcbs", replan_steps=0.5, report_to="none")
+        >>> args.replan_steps, args.make_planner()
+        (0.5, ...GCBSPlanner...)
+    """
+
+    plain_class = SentenceTransformerTrainingArguments

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from gcbs_st.embeddings import View, sentence_embedding
+
 logger = logging.getLogger(__name__)
 
 ROWS_KEY = "gcbs_rows"
@@ -110,14 +112,15 @@ class Harvester:
     several times in one step (gradient caching, a loss over several depths) the first pass counts.
     """
 
-    def __init__(self, model: nn.Module, columns: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, columns: Sequence[int], view: View = sentence_embedding) -> None:
         """Watches a model until `detach`.
 
         Args:
-            model: the SentenceTransformer, unwrapped.
+            model: the host's, unwrapped.
             columns: which of the text columns are wanted, by their place.
+            view: what is taken of the outputs of a pass.
         """
-        self.columns = list(columns)
+        self.columns, self.view = list(columns), view
         self.batches = 0
         self.complete = 0
         self._rows: np.ndarray | None = None
@@ -139,17 +142,19 @@ class Harvester:
         self._hooks = []
 
     @contextmanager
-    def watching(self, rows: np.ndarray | None, step: int) -> Iterator[None]:
+    def watching(self, rows: np.ndarray | None, step: int, columns: Sequence[int] | None = None) -> Iterator[None]:
         """Takes the embeddings of what passes the model meanwhile.
 
         Args:
             rows: (B,) ids of the batch's rows, None if they are not known.
             step: optimizer steps taken so far.
+            columns: as many as ever, but others: which are wanted of this batch and those after it.
 
         Yields:
             Nothing.
         """
         self._rows, self._passes = rows, []
+        self.columns = list(self.columns if columns is None else columns)
         try:
             yield
         finally:
@@ -230,8 +235,11 @@ class Harvester:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         codes, self._thread.codes = getattr(self._thread, "codes", None), None
-        embeddings = output.get("sentence_embedding") if isinstance(output, Mapping) else None
-        if self._rows is None or codes is None or embeddings is None or len(codes) != len(embeddings):
+        if self._rows is None or codes is None or not isinstance(output, Mapping):
+            return
+        with torch.no_grad():
+            embeddings = self.view(output)
+        if embeddings is None or len(codes) != len(embeddings):
             return
         # A copy: the embedding may be a view into the outputs of all tokens, or be changed in place later.
         self._passes.append((codes, embeddings.detach().clone()))

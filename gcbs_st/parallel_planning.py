@@ -15,7 +15,7 @@ import torch.distributed as dist
 from gcbs_st.planners import Planner
 from gcbs_st.planners.base import check_pairs
 from gcbs_st.planners.trees import DIMS, cut_cells, project_pairs
-from gcbs_st.ranks import agree, fair_threads, gather_rows, scatter_rows
+from gcbs_st.ranks import agree, failing_together, fair_threads, gather_rows, scatter_rows
 
 
 def splits_work(planner: Planner, processes: int) -> bool:
@@ -60,12 +60,15 @@ def plan_with_all(
         ValueError: input that no planner takes, see `gcbs_st.planners.base.check_pairs`.
     """
     order, counts, seed = np.empty(0, np.int64), [0] * processes, 0
-    if pairs is not None:
-        anchors, positives = check_pairs(*pairs, batch_size)
-        batches = len(anchors) // batch_size
-        counts = [batch_size * (batches * (i + 1) // processes - batches * i // processes) for i in range(processes)]
-        points = project_pairs(anchors, positives, np.arange(len(anchors)), DIMS, rng)
-        order, seed = cut_cells(points, counts, rng), int(rng.integers(2**31))
+    with failing_together("cutting the rows into cells", processes):
+        if pairs is not None:
+            anchors, positives = check_pairs(*pairs, batch_size)
+            batches = len(anchors) // batch_size
+            counts = [
+                batch_size * (batches * (i + 1) // processes - batches * i // processes) for i in range(processes)
+            ]
+            points = project_pairs(anchors, positives, np.arange(len(anchors)), DIMS, rng)
+            order, seed = cut_cells(points, counts, rng), int(rng.integers(2**31))
     counts, seed = agree((counts, seed), processes)
     sent = (None, None) if pairs is None else (pairs[0][order], pairs[1][order])
     anchors, positives = (scatter_rows(side, counts, device) for side in sent)
@@ -73,6 +76,7 @@ def plan_with_all(
     worker = copy.copy(planner)
     if getattr(worker, "threads", None) == 0:
         worker.threads = fair_threads(processes)  # type: ignore[attr-defined]
-    planned = worker.plan(anchors, positives, batch_size, np.random.default_rng([seed, rank])) + sum(counts[:rank])
+    with failing_together("planning a cell", processes):
+        planned = worker.plan(anchors, positives, batch_size, np.random.default_rng([seed, rank])) + sum(counts[:rank])
     gathered = gather_rows(planned, processes, device)
     return order[gathered] if pairs is not None else gathered

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
+from sentence_transformers.util import dot_score
 
-from gcbs_st.arguments import GCBSTrainingArguments
+from gcbs_st.arguments import PlanningArguments
 from gcbs_st.corpus import corpus_hash
+from gcbs_st.embeddings import View
 from gcbs_st.quality import SCALE, plan_quality
 from gcbs_st.ranks import on_one_node
-from gcbs_st.sources import EMBEDDINGS_FOLDER, SourceOptions
+from gcbs_st.source_parts import EMBEDDINGS_FOLDER, SourceOptions
+
+# Trainers by the class of the host's models.
+_TRAINERS = {
+    "SparseEncoder": "GCBSSparseEncoderTrainer",
+    "MultiVectorEncoder": "GCBSMultiVectorEncoderTrainer",
+    "SentenceTransformer": "GCBSTrainer",
+    "CrossEncoder": "",
+}
 
 # The quality that is logged with each plan is measured on about so many products of anchors and
 # positives: a fraction of a second on two cores, small beside the embedding of the rows.
@@ -76,11 +86,37 @@ def fingerprint(train_dataset: Dataset | DatasetDict) -> str:
     return "-".join(hashes)
 
 
-def source_options(args: GCBSTrainingArguments) -> SourceOptions:
+def planned_names(
+    planner_columns: Sequence[str] | Mapping[str, Sequence[str]] | None, train_dataset: Dataset | DatasetDict
+) -> dict[str, Sequence[str] | None]:
+    """Returns the names of the two columns that each dataset is planned on, None for its first two.
+
+    Args:
+        planner_columns: the field of the arguments.
+        train_dataset: what the trainer trains on.
+
+    Returns:
+        One entry a dataset, see `parts_of`. Whether it has such columns is not looked at.
+
+    Raises:
+        ValueError: a mapping that names a dataset which is not there.
+    """
+    names = list(parts_of(train_dataset))
+    if not isinstance(planner_columns, Mapping):
+        return dict.fromkeys(names, planner_columns)
+    if unknown := [name for name in planner_columns if name not in names or name == ""]:
+        there = f"the datasets {names}" if isinstance(train_dataset, Mapping) else "one dataset, which has no name"
+        raise ValueError(f"planner_columns: got columns of {unknown[0]!r}, but the training set is {there}.")
+    return {name: planner_columns.get(name) for name in names}
+
+
+def source_options(args: PlanningArguments, folder: Path, view: View) -> SourceOptions:
     """Returns how embeddings are come by.
 
     Args:
         args: of the training.
+        folder: of the run.
+        view: what is planned on of the outputs of a pass.
 
     Returns:
         The options of the source. Several processes keep embeddings in files if they see the same ones, and
@@ -94,26 +130,28 @@ def source_options(args: GCBSTrainingArguments) -> SourceOptions:
         max_age=args.embedding_max_age,
         budget=args.embedding_budget,
         dtype=args.embedding_dtype,
-        folder=Path(str(args.output_dir)) / EMBEDDINGS_FOLDER
-        if in_files or args.embedding_storage == "disk"
-        else None,
+        folder=folder / EMBEDDINGS_FOLDER if in_files or args.embedding_storage == "disk" else None,
         batch_size=args.embedding_batch_size or args.per_device_eval_batch_size,
         show_progress=not args.disable_tqdm,
+        view=view,
     )
 
 
-def loss_scale(loss: Any) -> float:
-    """Returns a loss's 1 / temperature, so that the logged gap is that of the loss in use.
+def loss_scale(loss: Any, mean_square_norm: float = 1.0) -> float:
+    """Returns what a loss multiplies cosines with, so that the logged gap is that of the loss in use.
 
     Args:
-        loss: a loss module; wrapped ones (Matryoshka) are looked into.
+        loss: a loss module; wrapped ones (Matryoshka, SPLADE) are looked into.
+        mean_square_norm: of the embeddings, where they are not of unit norm.
 
     Returns:
-        Its `scale`, or 1 / `temperature`, or 20 if it has neither.
+        Its `scale`, or 1 / `temperature`, or 20 if it has neither; of one that scores with dot products, times the
+        mean squared norm.
     """
     for layer in _unwrapped(loss):
         if isinstance(scale := getattr(layer, "scale", None), (int, float)):
-            return float(scale)
+            scores_dots = getattr(layer, "similarity_fct", None) is dot_score
+            return float(scale) * (mean_square_norm if scores_dots else 1.0)
         if isinstance(temperature := getattr(layer, "temperature", None), (int, float)) and temperature > 0:
             return 1.0 / float(temperature)
     return SCALE
@@ -133,6 +171,24 @@ def _unwrapped(loss: Any) -> Iterator[Any]:
     while loss is not None:
         yield loss
         loss = getattr(loss, "loss", None)
+
+
+def refuse_model(model: Any, trainer_class: type) -> None:
+    """Returns nothing, if a trainer is that of the model.
+
+    Args:
+        model: what it was given.
+        trainer_class: of the trainer.
+
+    Raises:
+        ValueError: a model of the host's that has another trainer, or none.
+    """
+    classes = [one.__name__ for one in type(model).__mro__]
+    kind = next((name for name in classes if name in _TRAINERS), None)
+    if kind is None or _TRAINERS[kind] in [one.__name__ for one in trainer_class.__mro__]:
+        return
+    advice = f"Use {_TRAINERS[kind]}" if _TRAINERS[kind] else "It embeds no text, so there is nothing to plan on"
+    raise ValueError(f"model: got a {kind} in {trainer_class.__name__}, expected the model of this trainer. {advice}.")
 
 
 def refuse_unsupported(trainer: Any) -> None:

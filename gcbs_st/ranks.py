@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,6 +42,38 @@ def wait_for_all(processes: int) -> None:
     """
     if processes > 1:
         PartialState().wait_for_everyone()
+
+
+@contextmanager
+def failing_together(what: str, processes: int) -> Iterator[None]:
+    """Runs a stretch of work; where it fails on one process, all raise, and none waits for the one that failed.
+
+    In between there may be collectives only where every process leaves them alike, as `failing_together` itself.
+
+    Args:
+        what: is done, as "planning", for the message.
+        processes: of the run.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RuntimeError: it failed on another process; the message holds that one's error.
+    """
+    if processes == 1:
+        yield
+        return
+    error = None
+    try:
+        yield
+    except Exception as raised:
+        error = raised
+    failures = gather_object([None if error is None else f"{type(error).__name__}: {error}"])
+    if error is not None:
+        raise error
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            raise RuntimeError(f"{what} failed on rank {rank} (its traceback says where): {failure}")
 
 
 def agree(value: Value, processes: int) -> Value:

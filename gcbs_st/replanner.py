@@ -18,9 +18,10 @@ from gcbs_st.parallel_planning import plan_with_all, splits_work
 from gcbs_st.planners import RandomPlanner, check_order
 from gcbs_st.planners.base import check_batches
 from gcbs_st.planning import clusters_at, gathers_negatives, loss_scale, plan_record
-from gcbs_st.ranks import agree, agree_on_rows
+from gcbs_st.projection import RandomProjection
+from gcbs_st.ranks import agree, agree_on_rows, failing_together
 from gcbs_st.sampler import PlannedBatchSampler
-from gcbs_st.sources import Fetched
+from gcbs_st.source_parts import Fetched
 
 logger = logging.getLogger(__name__)
 
@@ -122,10 +123,11 @@ class Replanner:
                 return
             self._set_progress(sampler.epoch, size)
             new = np.empty(planned, np.int64)
-            if self.trainer.is_world_process_zero():
-                new = self.plan_rows(name, fetched, tail[:planned], rng, seconds)[:planned]
-            elif self._splits_work():
-                self._order(None, size, rng)
+            with failing_together("planning", ranks):
+                if self.trainer.is_world_process_zero():
+                    new = self.plan_rows(name, fetched, tail[:planned], rng, seconds)[:planned]
+                elif self._splits_work():
+                    self._order(None, size, rng)
             new = agree_on_rows(new, ranks, self.trainer.args.device)
         tail[:planned] = self._shuffled(new, sampler, ranks) if self.trainer.args.shuffle_planned_batches else new
         sampler.replace_tail(tail, start, repeats=overlapping)
@@ -170,7 +172,7 @@ class Replanner:
             positives,
             np.searchsorted(rows, measured),
             size,
-            loss_scale(self._loss_of(name)),
+            self._scale(name),
             repeats=overlapping,
         )
         plan_seconds = time.perf_counter() - began
@@ -208,6 +210,12 @@ class Replanner:
         """
         rows: int = self.trainer.planned_samplers[name].batch_size
         return rows * (self.trainer.args.world_size if gathers_negatives(self._loss_of(name)) else 1)
+
+    def _scale(self, name: str) -> float:
+        """What the loss multiplies cosines with; only projected embeddings have norms that are kept."""
+        view = self.trainer.source.options.view
+        norm = view.mean_square_norm() if isinstance(view, RandomProjection) else 1.0
+        return loss_scale(self._loss_of(name), norm)
 
     def _loss_of(self, name: str) -> Any:
         return self.trainer.loss.get(name) if isinstance(self.trainer.loss, dict) else self.trainer.loss

@@ -6,86 +6,24 @@ watches the training passes, keeps an `EmbeddingStore` a dataset, and is saved i
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
-from sentence_transformers import SentenceTransformer
 
-from gcbs_st.embeddings import TextColumn, encode_rows
+from gcbs_st.embeddings import encode_rows
 from gcbs_st.harvest import Harvester, find_dataset
-from gcbs_st.ranks import agree, gather_rows, wait_for_all
+from gcbs_st.ranks import agree, failing_together, gather_rows, wait_for_all
+from gcbs_st.source_parts import EMBEDDINGS_FOLDER, NOTHING, Fetched, Part, SourceOptions, make_key
 from gcbs_st.store import NEVER, EmbeddingStore
 from gcbs_st.word_vectors import average_words
 
 logger = logging.getLogger(__name__)
-
-EMBEDDINGS_FOLDER = "gcbs_embeddings"
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """Rows and their embeddings; on all but the main process both are empty.
-
-    Attributes:
-        rows: (m,) int64, ascending.
-        arrays: one (m, d) array of unit rows a column, anchors first.
-        ages: (m,) optimizer steps since each row was embedded; empty for word vectors, which are no embedding
-            of this model.
-    """
-
-    rows: np.ndarray
-    arrays: list[np.ndarray]
-    ages: np.ndarray
-
-
-@dataclass(frozen=True)
-class SourceOptions:
-    """How embeddings are come by; the fields of `GCBSTrainingArguments` of the same names.
-
-    Attributes:
-        harvest: take them from the training passes.
-        first_plan: what there is before any: "encode", "random" or "word_vectors".
-        max_age: rows embedded longer ago than so many optimizer steps are encoded; None for no row.
-        budget: so many rows at most are encoded for a plan; None for no limit.
-        dtype: of the stored embeddings.
-        folder: for them, which all processes see; None to keep them in memory.
-        batch_size: texts a forward pass when encoding.
-        show_progress: of encoding.
-    """
-
-    harvest: bool
-    first_plan: str
-    max_age: int | None
-    budget: int | None
-    dtype: str
-    folder: Path | None
-    batch_size: int
-    show_progress: bool
-
-
-@dataclass
-class Part:
-    """One of the datasets that is trained on.
-
-    Attributes:
-        dataset: its rows.
-        columns: that are planned from.
-        store: of its embeddings, if they are harvested.
-    """
-
-    dataset: Dataset
-    columns: Sequence[TextColumn]
-    store: EmbeddingStore | None = None
 
 
 class EmbeddingSource:
@@ -93,7 +31,7 @@ class EmbeddingSource:
 
     def __init__(
         self,
-        model: SentenceTransformer,
+        model: Any,
         parts: Mapping[str, Part],
         options: SourceOptions,
         *,
@@ -132,14 +70,14 @@ class EmbeddingSource:
             part.store = EmbeddingStore(
                 len(part.dataset),
                 len(part.columns),
-                _make_key(fingerprint, name, part.columns, model),
+                make_key(fingerprint, name, part.columns, model, options.view),
                 dtype=options.dtype,
                 folder=options.folder / str(index) if options.folder is not None else None,
             )
             if is_main:
                 part.store.clear()
         wait_for_all(processes)  # nobody writes before the files of an earlier run are gone
-        self._harvester = Harvester(model, range(max(len(part.columns) for part in self.parts.values())))
+        self._harvester = Harvester(model, next(iter(self.parts.values())).places, options.view)
 
     def close(self) -> None:
         """Stops watching the model and deletes what is stored outside of checkpoints."""
@@ -167,7 +105,9 @@ class EmbeddingSource:
         if self._harvester is None or not self.harvests:
             yield
             return
-        with self._harvester.watching(rows, step):
+        # A batch is of one dataset.
+        places = None if rows is None else list(self.parts.values())[find_dataset(self._starts, rows)].places
+        with self._harvester.watching(rows, step, places):
             yield
         if self._harvester.is_full:
             self._store_harvest()
@@ -181,7 +121,6 @@ class EmbeddingSource:
         began = time.perf_counter()
         assert self._harvester is not None
         for rows, step, arrays in self._harvester.take():
-            # A batch is of one dataset.
             if len(rows):
                 index = find_dataset(self._starts, rows)
                 self._put(list(self.parts)[index], rows - self._starts[index], arrays, step)
@@ -253,7 +192,7 @@ class EmbeddingSource:
                 self.harvests = False
         if not self.harvests:
             arrays = self._encode(name, rows)
-            return Fetched(rows, arrays, np.zeros(len(rows))) if self.is_main else _NOTHING
+            return Fetched(rows, arrays, np.zeros(len(rows))) if self.is_main else NOTHING
         store = self.parts[name].store
         assert store is not None
         steps = store.steps() if self.is_main else np.zeros(0, np.int64)
@@ -265,7 +204,7 @@ class EmbeddingSource:
         if first and self.options.first_plan == "word_vectors" and not len(missing):
             return self._average_words(name, rows)
         if not self.is_main:
-            return _NOTHING
+            return NOTHING
         seen = rows[steps[rows] != NEVER]
         return Fetched(seen, store.read(seen) if len(seen) else [], step - steps[seen])
 
@@ -283,8 +222,9 @@ class EmbeddingSource:
 
     def _refresh(self, name: str, rows: np.ndarray, step: int) -> None:
         part, mine = self.parts[name], self._slice(rows)
-        if len(mine):
-            self._put(name, mine, self._encode_own(part, mine), step)
+        with failing_together("embedding", self.processes):
+            if len(mine):
+                self._put(name, mine, self._encode_own(part, mine), step)
         self.sync()
 
     def _slice(self, rows: np.ndarray) -> np.ndarray:
@@ -294,7 +234,8 @@ class EmbeddingSource:
 
     def _encode(self, name: str, rows: np.ndarray) -> list[np.ndarray]:
         """One array a column on the process that plans, of rows that all processes have a share in encoding."""
-        arrays = self._encode_own(self.parts[name], self._slice(rows))
+        with failing_together("embedding", self.processes):
+            arrays = self._encode_own(self.parts[name], self._slice(rows))
         if self.processes == 1:
             return arrays
         return [gather_rows(array, self.processes, self.device) for array in arrays]
@@ -310,14 +251,16 @@ class EmbeddingSource:
             batch_size=self.options.batch_size,
             show_progress=self.options.show_progress,
             autocast=self.autocast,
+            view=self.options.view,
         )
 
     def _average_words(self, name: str, rows: np.ndarray) -> Fetched:
         """Cheap enough for one process, and its word frequencies are those of all rows."""
-        if not self.is_main:
-            return _NOTHING
-        part = self.parts[name]
-        return Fetched(rows, average_words(self.model, part.dataset, rows, part.columns), np.zeros(0))
+        part, arrays = self.parts[name], None
+        with failing_together("embedding", self.processes):
+            if self.is_main:
+                arrays = average_words(self.model, part.dataset, rows, part.columns)
+        return NOTHING if arrays is None else Fetched(rows, arrays, np.zeros(0))
 
     # ---------------------------------------------------------------- in a checkpoint
 
@@ -351,13 +294,3 @@ class EmbeddingSource:
                     )
         if self.harvests:
             wait_for_all(self.processes)  # the files are there before anybody writes to them
-
-
-_NOTHING = Fetched(np.zeros(0, np.int64), [], np.zeros(0))
-
-
-def _make_key(fingerprint: str, name: str, columns: Sequence[TextColumn], model: torch.nn.Module) -> str:
-    """A text that other rows, columns, prompts or another architecture would not have."""
-    shapes = [(key, list(value.shape)) for key, value in model.state_dict().items()]
-    described = [fingerprint, name, [asdict(column) for column in columns], shapes]
-    return hashlib.sha1(json.dumps(described).encode(), usedforsecurity=False).hexdigest()

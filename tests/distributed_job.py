@@ -15,9 +15,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from conftest import make_pairs, planted_pairs
+from conftest import make_pairs, make_static_model, planted_pairs
 from datasets import DatasetDict
-from kill_and_resume import RecordingTrainer, weights_hash
+from recorded import RecordingTrainer, weights_hash
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import TrainerCallback
@@ -174,6 +174,45 @@ def several(model_folder: str, output: Path, sampler: str) -> dict[str, Any]:
     return {"trained": trained, "plans": trainer.plans, "logged": logged}
 
 
+class FailingTrainer(GCBSTrainer):
+    """Fails on one rank: in the planning of all rows, or in what the model is asked for before that."""
+
+    def plan_batches(
+        self, anchors: np.ndarray, positives: np.ndarray, batch_size: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        if self.args.output_dir.endswith("planning"):
+            raise ValueError("no plan today")
+        return super().plan_batches(anchors, positives, batch_size, rng)
+
+
+class FailingPlanner(ReversingPlanner):
+    """Fails on the last rank, in its own cell of rows."""
+
+    def plan(self, *args: Any) -> np.ndarray:
+        if dist.get_rank() == dist.get_world_size() - 1:
+            raise ValueError("no plan of this cell")
+        return super().plan(*args)
+
+
+def fail(output: Path, where: str) -> str:
+    """What a process raises where one of them fails; that it comes back at all is half of the test."""
+    model = make_static_model()
+    args = GCBSTrainingArguments(
+        str(output / where), per_device_train_batch_size=BATCH, max_steps=2, use_cpu=True, save_strategy="no",
+        report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    if where == "a cell":
+        args.planner = FailingPlanner()
+    trainer_class = GCBSTrainer if where == "a cell" else FailingTrainer
+    if where == "embedding" and dist.get_rank() == 1:
+        model.encode = lambda *args, **kwargs: 1 / 0
+    try:
+        trainer_class(model, args, make_pairs(ROWS), loss=MultipleNegativesRankingLoss(model)).train()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
 def main() -> None:
     """Trains once from the start and then from several checkpoints, and writes `rank_R.json`."""
     model_folder, output, workers, source = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
@@ -185,6 +224,9 @@ def main() -> None:
         result = {
             sampler: several(model_folder, output / "run", sampler) for sampler in ("round_robin", "proportional")
         }
+    elif source == "failing":
+        PartialState(cpu=True)
+        result = {where: fail(output, where) for where in ("planning", "a cell", "embedding", "nowhere")}
     elif source == "both ways":  # through files that the ranks share, and sent to the rank that plans
         result = {"shared": harvest(model_folder, output / "run", first_plan="encode")}
         result["aged"] = harvest(model_folder, output / "run", embedding_max_age=2)

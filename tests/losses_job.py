@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from conftest import make_pairs
-from kill_and_resume import weights_hash
+from recorded import weights_hash
 from sentence_transformers import SentenceTransformer
 
 from gcbs_st import EMC2Loss, GCBSTrainer, GCBSTrainingArguments

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import make_pairs, make_static_model
 from datasets import Dataset, DatasetDict
-from kill_and_resume import RecordingTrainer
+from recorded import RecordingTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 

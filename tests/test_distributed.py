@@ -61,6 +61,21 @@ def test_all_ranks_harvest_for_the_one_that_plans(processes, tmp_path):
     assert [2.0] == seen[0]["aged"]["ages"] == seen[0]["sent aged"]["ages"]
 
 
+def test_where_one_rank_fails_all_do(tmp_path):
+    """No rank waits for another that failed in planning, its own cell or embedding; each names the cause and goes on."""
+    main, other = launch(tmp_path, "", RANKS, 0, "failing")
+    no_plan, no_cell, by_zero = (
+        "ValueError: no plan today",
+        "ValueError: no plan of this cell",
+        "ZeroDivisionError: division by zero",
+    )
+    assert {"planning": no_plan, "nowhere": "nothing"} == {key: main[key] for key in ("planning", "nowhere")}
+    assert f"RuntimeError: planning failed on rank 0 (its traceback says where): {no_plan}" == other["planning"]
+    assert f"RuntimeError: planning a cell failed on rank 1 (its traceback says where): {no_cell}" == main["a cell"]
+    assert f"RuntimeError: embedding failed on rank 1 (its traceback says where): {by_zero}" == main["embedding"]
+    assert [no_cell, by_zero, "nothing"] == [other[key] for key in ("a cell", "embedding", "nowhere")]
+
+
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_all_ranks_plan_a_cell_each(processes, tmp_path):
     """Each process is given its own cell of near rows, and what they plan is one order that closes as much as one's."""

@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import make_static_model
 from datasets import DatasetDict
-from kill_and_resume import RecordingTrainer, weights_hash
 from oracles import SlowChains
+from recorded import RecordingTrainer, weights_hash
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
     MatryoshkaLoss,
@@ -463,9 +463,9 @@ def tokens_of(model, texts):
 def check_spy(spy, model, rows):
     """Ids and texts belong together, in batches and where stored rows were asked for."""
     for ids, tokens in spy.batches:
-        assert tokens == [tokens_of(model, rows.select(ids)[column]) for column in ("anchor", "positive")]
+        assert tokens == [tokens_of(model, rows[ids][column]) for column in ("anchor", "positive")]
     for ids, tokens in spy.asked:
-        assert tokens == tokens_of(model, rows.select(ids)["positive"])
+        assert tokens == tokens_of(model, rows[ids]["positive"])
 
 
 def train(folder, rows, loss, model, resume=None, **given):

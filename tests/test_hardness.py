@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict
-from kill_and_resume import RecordingTrainer
+from recorded import RecordingTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from gcbs_st import GCBSTrainingArguments

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import WORDS, make_pairs, make_static_model
 from datasets import Dataset, DatasetDict
-from kill_and_resume import RecordingTrainer, weights_hash
+from recorded import RecordingTrainer, weights_hash
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
@@ -26,7 +26,7 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import HfArgumentParser, TrainerCallback
+from transformers import HfArgumentParser, Trainer, TrainerCallback
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments, planners
 from gcbs_st.models import use_sparse_gradients
@@ -678,7 +678,8 @@ def test_sparse_gradients(tmp_path, static_model, pairs):
     assert before != weights_hash(static_model)
     dense = trained(make_static_model(), args, pairs)
     assert sparse.trained[0] == dense.trained[0]
-    assert first_norm(sparse) == pytest.approx(float(first_norm(dense)), rel=1e-4)
+    if hasattr(Trainer, "_get_grad_norm"):  # older hosts log no norm of gradients that are not clipped
+        assert first_norm(sparse) == pytest.approx(float(first_norm(dense)), rel=1e-4)
 
 
 def test_training_twice(tmp_path, pairs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -132,5 +133,11 @@ def read_run_texts(folder: Path, config: ExperimentConfig, recorded: str) -> Pai
             if recorded
             else f"{folder}/{RESULTS_FILE} is damaged: it holds no corpus_hash."
         )
-    columns = text_columns(trained, prompts=settings.get("prompts"), router_mapping=settings.get("router_mapping"))
+    planned = settings.get("planner_columns")
+    columns = text_columns(
+        trained,
+        prompts=settings.get("prompts"),
+        router_mapping=settings.get("router_mapping"),
+        names=json.loads(planned) if isinstance(planned, str) else planned,
+    )
     return texts_of_dataset(trained, columns, config.corpus.source)

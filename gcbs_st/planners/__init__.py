@@ -34,6 +34,7 @@ __all__ = [
     "check_batches",
     "check_order",
     "make_planner",
+    "name_of",
     "register",
 ]
 
@@ -81,8 +82,26 @@ def register(name: str) -> Callable[[Callable[..., Planner]], Callable[..., Plan
 
 
 def available() -> list[str]:
-    """Returns the names that `make_planner` knows, sorted."""
+    """Returns the names that `make_planner` knows, sorted.
+
+    Example:
+        >>> "gcbs" in available()
+        True
+    """
     return sorted(_REGISTRY)
+
+
+def name_of(planner: Planner) -> str:
+    """Returns the name that a planner is registered under, that of its class if it is not.
+
+    Args:
+        planner: an object with a `plan` method.
+
+    Example:
+        >>> name_of(RandomWalkPlanner())
+        'random_walk'
+    """
+    return next((name for name, made in _REGISTRY.items() if made is type(planner)), type(planner).__name__)
 
 
 def make_planner(planner: str | Planner, options: Mapping[str, Any] | None = None) -> Planner:

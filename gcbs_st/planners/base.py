@@ -121,6 +121,10 @@ def check_batches(order: Any, rows: int, batch_size: int, planner: str) -> np.nd
 
     Raises:
         ValueError: another shape, an unknown row, or a row twice in a batch.
+
+    Example:
+        >>> check_batches([0, 1, 1, 2], rows=4, batch_size=2, planner="mine").tolist()
+        [0, 1, 1, 2]
     """
     found = np.asarray(order)
     valid = found.ndim == 1 and np.issubdtype(found.dtype, np.integer) and len(found) % batch_size == 0
@@ -150,6 +154,13 @@ def check_order(order: Any, rows: int, planner: str) -> np.ndarray:
 
     Raises:
         ValueError: another shape, a row twice, a row missing.
+
+    Example:
+        >>> check_order([2, 0, 1], rows=3, planner="mine").tolist()
+        [2, 0, 1]
+        >>> check_order([2, 2, 1], rows=3, planner="mine")
+        Traceback (most recent call last):
+        ValueError: planner mine: ... expected every row 0..2 exactly once.
     """
     found = np.asarray(order)
     valid = found.shape == (rows,) and np.issubdtype(found.dtype, np.integer)

@@ -1,0 +1,113 @@
+"""What the card of a trained model says of how its batches came about: tags and papers.
+
+The options stand among the hyper-parameters, where the host writes those of any arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from gcbs_st.planners import (
+    BestPlanner,
+    BisectPlanner,
+    PartitionPlanner,
+    Planner,
+    RandomPlanner,
+    RandomWalkPlanner,
+    name_of,
+)
+
+GCBS = """
+@inproceedings{sachidananda2023gcbs,
+    title={Global Selection of Contrastive Batches via Optimization on Sample Permutations},
+    author={Vin Sachidananda and Ziyi Yang and Chenguang Zhu},
+    booktitle={International Conference on Machine Learning},
+    year={2023},
+    eprint={2210.12874},
+    archivePrefix={arXiv}
+}
+"""
+NGAME = """
+@inproceedings{dahiya2023ngame,
+    title={NGAME: Negative Mining-aware Mini-batching for Extreme Classification},
+    author={Kunal Dahiya and Nilesh Gupta and Deepak Saini and others},
+    booktitle={International Conference on Web Search and Data Mining},
+    year={2023},
+    eprint={2207.04452},
+    archivePrefix={arXiv}
+}
+"""
+BATCH_SAMPLER = """
+@inproceedings{yang2023batchsampler,
+    title={BatchSampler: Sampling Mini-Batches for Contrastive Learning in Vision, Language, and Graphs},
+    author={Zhen Yang and Tinglin Huang and Ming Ding and Yuxiao Dong and Rex Ying and Yukuo Cen and Yangliao Geng and Jie Tang},
+    booktitle={ACM SIGKDD Conference on Knowledge Discovery and Data Mining},
+    year={2023},
+    eprint={2306.03355},
+    archivePrefix={arXiv}
+}
+"""
+B3 = """
+@misc{thirukovalluru2025b3,
+    title={Breaking the Batch Barrier (B3) of Contrastive Learning via Smart Batch Mining},
+    author={Raghuveer Thirukovalluru and Rui Meng and Ye Liu and Karthikeyan K and Mingyi Su and Ping Nie and Semih Yavuz and Yingbo Zhou and Wenhu Chen and Bhuwan Dhingra},
+    year={2025},
+    eprint={2505.11293},
+    archivePrefix={arXiv}
+}
+"""
+# Beside the method's own paper, which is also that of GCBSPlanner and TailBatchPlanner.
+_PAPERS: dict[type, tuple[str, str]] = {
+    BestPlanner: ("NGAME", NGAME),
+    BisectPlanner: ("NGAME", NGAME),
+    PartitionPlanner: ("B3", B3),
+    RandomWalkPlanner: ("BatchSampler", BATCH_SAMPLER),
+}
+
+
+def name_method(card: Any, planner: Planner) -> None:
+    """Adds tags and citations to the data of a model card; none of random batches.
+
+    Args:
+        card: a model's `model_card_data`.
+        planner: that composed the batches.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformerModelCardData
+        >>> card = SentenceTransformerModelCardData()
+        >>> name_method(card, RandomWalkPlanner())
+        >>> card.tags[-2:], list(card.citations)
+        (['gcbs', 'planner:random-walk'], ['Global Contrastive Batch Sampling', 'BatchSampler'])
+    """
+    if isinstance(planner, RandomPlanner):
+        return
+    card.add_tags(["gcbs", "planner:" + name_of(planner).replace("_", "-")])
+    card.citations["Global Contrastive Batch Sampling"] = GCBS
+    if paper := _PAPERS.get(type(planner)):
+        title, citation = paper
+        card.citations[title] = citation
+
+
+class MethodCallback(TrainerCallback):
+    """Names the method in the card of the model that is about to be trained.
+
+    Not earlier: the host writes the citations of the losses anew while a trainer is made, and a search for
+    hyper-parameters trains a new model with another planner each time.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        """Takes whose planner it is.
+
+        Args:
+            trainer: that plans its batches.
+        """
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Names the method."""
+        if model is not None:
+            name_method(model.model_card_data, self._trainer.planner)
