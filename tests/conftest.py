@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,16 @@ def planted_pairs(clusters: int, rows: int = 160, noise: float = 0.3) -> tuple[n
     topics = rng.normal(size=(len(centers), 24)) * noise
     sides = [centers + topics + rng.normal(size=topics.shape) * noise / 3 for _ in range(2)]
     return tuple((side / np.linalg.norm(side, axis=1, keepdims=True)).astype(np.float32) for side in sides)
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Hosts before transformers 5 leave the precision and compiler of a run in the environment, for all runs after it."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture
