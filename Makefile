@@ -2,6 +2,8 @@
 # make test         create the environment if need be and run the tests
 # make check        formatting, lint and types
 # make slow         the tests that take minutes
+# make oldest       the tests that concern training, with the oldest versions that are supported, in .venv-oldest
+# make newest       the same with the newest that there are, in .venv-newest
 VENV ?= .venv
 PYTHON ?= python3
 # Pinned because a plain `torch` takes several GB on machines without a GPU; set TORCH= to bring your own.
@@ -9,7 +11,7 @@ TORCH ?= torch==2.13.0
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check -q
 INSTALLED = $(VENV)/.installed
 
-.PHONY: quickstart test slow check clean
+.PHONY: quickstart test slow check oldest newest clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python scripts/train_sts.py --config configs/quickstart.yaml
@@ -20,6 +22,9 @@ test: $(INSTALLED)
 
 slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q -m slow
+
+oldest newest:
+	$(PYTHON) tests/run_versions.py $@ --torch '$(TORCH)'
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
@@ -35,4 +40,4 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-oldest .venv-newest runs

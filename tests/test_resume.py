@@ -14,7 +14,8 @@ import pytest
 import torch
 from conftest import make_static_model
 from datasets import DatasetDict
-from kill_and_resume import RecordingTrainer, weights_hash
+from kill_and_resume import NAMED
+from recorded import RecordingTrainer, weights_hash
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers.trainer import TRAINER_STATE_NAME
@@ -66,6 +67,16 @@ def test_killed_runs_resume_bitwise():
         assert summary["resumed_from_a_checkpoint"] > 0
 
 
+def test_runs_of_which_one_rank_was_killed_resume_bitwise():
+    """Either rank, at any moment and while it saves: torchrun ends the others, and what is resumed is as if unbroken."""
+    settings = ("2 ranks", "2 ranks, workers, accumulation", "2 datasets, proportional")
+    summaries = killed_and_resumed("--points", "2", "--fresh", "0", "--seed", "1", "--settings", *settings)
+    for ranks, summary in zip((2, 2, 1), summaries, strict=True):
+        assert [[], []] == [point["differences"] for point in summary["points"]]
+        assert [("trained", 0), ("saving", ranks - 1)] == [(one["kill"], one["rank"]) for one in summary["points"]]
+        assert summary["brought_down_seconds"] < 30, "the agent of torchrun had to send SIGKILL itself"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
@@ -83,6 +94,15 @@ def test_killed_at_ten_points_resumes_bitwise(options):
     summaries = killed_and_resumed("--points", "10", *options)
     assert [0, 2] == [summary["workers"] for summary in summaries]
     assert [10, 10] == [len(summary["points"]) for summary in summaries]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMED if "2 " in name[:2]])
+def test_ranks_and_datasets_killed_at_ten_points_resume_bitwise(name):
+    """Ten random kill points for each setting with two ranks or two data sets, the first in new interpreters."""
+    (summary,) = killed_and_resumed("--points", "10", "--settings", name)
+    assert 10 == len(summary["points"])
+    assert set(range(summary["ranks"])) == {point["rank"] for point in summary["points"]}
 
 
 # ---------------------------------------------------------------- from every checkpoint
