@@ -35,7 +35,11 @@ def launch(folder: Path, model_folder: str, ranks: int, workers: int, source: st
 
 @pytest.fixture(
     scope="module",
-    params=[(0, "encode"), (0, "harvest"), pytest.param((2, "harvest"), marks=pytest.mark.slow)],
+    params=[
+        pytest.param((0, "encode"), marks=pytest.mark.slow),
+        (0, "harvest"),
+        pytest.param((2, "harvest"), marks=pytest.mark.slow),
+    ],
     ids=["encode", "harvest", "harvest, 2 workers"],
 )
 def ranks(request, tmp_path_factory, bert_folder):

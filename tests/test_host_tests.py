@@ -55,6 +55,7 @@ def test_slow():
 """
 
 
+@pytest.mark.slow
 def test_new_differences_are_told_from_explained_ones(tmp_path):
     """Both trainers really are run: one difference is explained, one is new, and what has no model fails with both."""
     tests = tmp_path / "checkout" / "tests"

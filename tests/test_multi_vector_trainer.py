@@ -151,7 +151,7 @@ def test_harvested_rows_are_the_encoded_ones(tmp_path, loss, columns, given):
         np.testing.assert_allclose(harvested, means(model, rows[column], task), atol=1e-5)
 
 
-@pytest.mark.parametrize("source", ["encode", "harvest"])
+@pytest.mark.parametrize("source", [pytest.param("encode", marks=pytest.mark.slow), "harvest"])
 def test_a_resumed_run_is_bitwise_the_same(tmp_path, source):
     """Same batches and same weights, with dropout."""
     rows = make_pairs(64)

@@ -14,6 +14,9 @@ from other_models import B, save_bert
 from other_models_job import ROWS, kinds
 from transformers import BertForMaskedLM, BertModel
 
+# The matrix of what works has a run of each kind of model on two processes in the default tests.
+pytestmark = pytest.mark.slow
+
 JOB = Path(__file__).with_name("other_models_job.py")
 STEPS = ROWS // B // 2
 

@@ -119,7 +119,7 @@ def test_several_datasets_of_smaller_batches(tmp_path, kind):
     assert [12, 12] == trainer.sizes[-2:]
 
 
-@pytest.mark.parametrize("source", ["encode", "harvest"])
+@pytest.mark.parametrize("source", [pytest.param("encode", marks=pytest.mark.slow), "harvest"])
 def test_a_resumed_run_goes_on_with_the_batch_size_that_was_found(tmp_path, source):
     """Bit by bit, and without running out of memory first."""
     rows = make_pairs(ROWS)

@@ -264,7 +264,7 @@ def test_whole_embeddings_are_never_held(tmp_path, monkeypatch, source):
 # ---------------------------------------------------------------- the host's loop
 
 
-@pytest.mark.parametrize("source", ["encode", "harvest"])
+@pytest.mark.parametrize("source", [pytest.param("encode", marks=pytest.mark.slow), "harvest"])
 def test_a_resumed_run_is_bitwise_the_same(tmp_path, source):
     """Same batches, same weights, with dropout and the schedule of the regularizer."""
     rows = make_pairs(64)
