@@ -102,6 +102,7 @@ def test_all_ranks_plan_a_cell_each(processes, tmp_path):
         assert closed[0] > closed[1] - 0.05, closed
 
 
+@pytest.mark.slow
 def test_a_step_is_of_one_dataset_and_planned_as_one_batch(bert_folder, tmp_path):
     """Where negatives are gathered, the batches of a step are a block of 2 B rows of one dataset's plan."""
     first, second = launch(tmp_path, bert_folder, RANKS, 0, "several")

@@ -128,7 +128,7 @@ def test_a_resumed_run_goes_on_with_the_batch_size_that_was_found(tmp_path, sour
         "save_steps": 1,
     }  # fmt: skip
     whole = trained(tmp_path, rows, **given)
-    for step in (2, 3, 8, 11):
+    for step in (3, 8):
         resumed = trained(tmp_path / "resumed", rows, resume=str(tmp_path / f"checkpoint-{step}"), **given)
         assert whole.trained[step:] == resumed.trained
         assert weights_hash(whole.model) == weights_hash(resumed.model)

@@ -94,7 +94,7 @@ PROPORTIONAL_STEPS: dict[str, Any] = {"steps": (32, 14), "save_at": (22, 10), "a
 CASES = [
     Case("pairs", **given_columns(2)),
     Case("triplets", rows=triplets, **given_columns(3)),
-    Case("n-tuples with three negatives", rows=lambda: negatives(3), quick=True, **given_columns(5)),
+    Case("n-tuples with three negatives", rows=lambda: negatives(3), **given_columns(5)),
     Case(
         "... planned on two other columns (`planner_columns`)",
         rows=lambda: negatives(3), columns=("anchor", "negative_2"),
@@ -153,7 +153,7 @@ CASES = [
     Case(
         "`group_column`",
         rows=grouped, arguments={"group_column": "photo"},
-        check=lambda run: check_texts_apart(run, GROUPS_OF_ROWS), quick=True,
+        check=lambda run: check_texts_apart(run, GROUPS_OF_ROWS),
     ),
     Case(
         "`no_duplicates`",

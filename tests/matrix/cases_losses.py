@@ -135,7 +135,7 @@ CASES = [
         Case(
             f"... hardness_mode={mode}",
             rows=triplets, loss=lambda model, m=mode: MNRL(model, hardness_mode=m, hardness_strength=5.0),
-            watch=inputs_of_loss, check=differs_from_plain, quick=mode == "in_batch_negatives",
+            watch=inputs_of_loss, check=differs_from_plain,
         )
         for mode in ("in_batch_negatives", "hard_negatives", "all_negatives")
     ],
@@ -156,14 +156,14 @@ CASES = [
     Case(
         "GISTEmbedLoss",
         model=bert, loss=lambda model: losses.GISTEmbedLoss(model, guide(model)),
-        watch=calls(lambda t: t.loss.guide), check=called_each_batch(2), quick=True,
+        watch=calls(lambda t: t.loss.guide), check=called_each_batch(2),
     ),
     Case(
         "CachedGISTEmbedLoss",
         model=bert, loss=lambda model: losses.CachedGISTEmbedLoss(model, guide(model), mini_batch_size=3),
         watch=passes, check=in_mini_batches,
     ),
-    Case("CoSENTLoss, scored pairs", rows=scored, loss=losses.CoSENTLoss, **LABELLED, quick=True),
+    Case("CoSENTLoss, scored pairs", rows=scored, loss=losses.CoSENTLoss, **LABELLED),
     Case("AnglELoss, scored pairs", rows=scored, loss=losses.AnglELoss, **LABELLED),
     Case("CosineSimilarityLoss, scored pairs", rows=scored, loss=losses.CosineSimilarityLoss, **LABELLED),
     Case(
@@ -195,7 +195,7 @@ CASES = [
     ),
     Case(
         "GuardedMultipleNegativesRankingLoss",
-        loss=lambda model: GuardedMultipleNegativesRankingLoss(model, margin=0.5), check=masks, quick=True,
+        loss=lambda model: GuardedMultipleNegativesRankingLoss(model, margin=0.5), check=masks,
     ),
     Case(
         "CachedGuardedMultipleNegativesRankingLoss",
@@ -203,7 +203,7 @@ CASES = [
         loss=lambda model: CachedGuardedMultipleNegativesRankingLoss(model, margin=0.98, mini_batch_size=3),
         watch=passes, check=lambda run: (masks(run), in_mini_batches(run)),
     ),
-    Case("EMC2Loss", loss=EMC2Loss, check=states_moved, quick=True),
+    Case("EMC2Loss", loss=EMC2Loss, check=states_moved),
     Case("SogCLRLoss", loss=SogCLRLoss, check=states_moved),
     Case("a loss of your own", loss=OwnLoss, watch=calls(lambda t: t.loss), check=called_each_batch(1)),
     Case("MegaBatchMarginLoss", model=bert, loss=lambda model: losses.MegaBatchMarginLoss(model, mini_batch_size=3)),

@@ -94,7 +94,7 @@ def sparse_optimizer(place: Place, model: Any) -> dict[str, Any]:
 
 
 CASES = [
-    Case("`bf16`", model=bert, arguments={"bf16": True}, watch=passes, check=half_precision, quick=True),
+    Case("`bf16`", model=bert, arguments={"bf16": True}, watch=passes, check=half_precision),
     Case(
         "gradient checkpointing",
         model=bert, arguments={"gradient_checkpointing": True}, watch=layer_passes, check=computed_twice,

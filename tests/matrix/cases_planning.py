@@ -102,7 +102,7 @@ CASES = [
     Case("a planner object of your own", arguments={"planner": OwnPlanner()}, check=by_first_coordinate),
     Case(
         "planning at epochs' starts alone",
-        arguments={"replan_steps": 0}, check=planned_at([0, 11], [0, 5]), quick=True,
+        arguments={"replan_steps": 0}, check=planned_at([0, 11], [0, 5]),
     ),
     Case(
         "planning twice an epoch", arguments={"replan_steps": 0.5},
@@ -116,7 +116,7 @@ CASES = [
     ),
     Case(
         "harvest, first epoch encoded",
-        model=bert, arguments={**HARVEST, "first_plan": "encode"}, check=aged, quick=True,
+        model=bert, arguments={**HARVEST, "first_plan": "encode"}, check=aged,
     ),
     Case("harvest, first epoch random", arguments=HARVEST, planned_from=(12, 6), check=aged),
     Case(

@@ -121,14 +121,14 @@ CASES = [
     ),
     Case(
         "DeepSpeed ZeRO-3 (simulated)",
-        watch=zero_3, quick=True,
+        watch=zero_3,
         cells=everywhere(
             refused(SHARDED + ", or ZeRO 1 or 2", "ValueError", "DeepSpeed ZeRO-3: got a run that uses it")
         ),
     ),
     Case(
         "`dispatch_batches`",
-        arguments={"accelerator_config": {"dispatch_batches": True}}, quick=True,
+        arguments={"accelerator_config": {"dispatch_batches": True}},
         cells=everywhere(
             refused(
                 "batches would be cut anew; leave it at None",
@@ -138,7 +138,7 @@ CASES = [
     ),
     Case(
         "`split_batches`",
-        arguments={"accelerator_config": {"split_batches": True}}, quick=True,
+        arguments={"accelerator_config": {"split_batches": True}},
         cells={
             SINGLE: WORKS, RESUME: WORKS,
             **dict.fromkeys(
