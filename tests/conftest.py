@@ -105,6 +105,15 @@ def own_environment() -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Runs the tiny models of a module on one thread: two that wait for each other are several times slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def static_model() -> SentenceTransformer:
     """A new static model; training it disturbs no other test."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from conftest import VOCABULARY, word_tokenizer
+from conftest import VOCABULARY, make_pairs, word_tokenizer
 from datasets import Dataset
-from recorded import Recording
+from recorded import Recording, weights_hash
 from sentence_transformers import SparseEncoder
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling
@@ -126,3 +127,25 @@ def batches_of_ids(trainer: Any, rows: Dataset) -> list[list[int]]:
 def blocks(order: np.ndarray) -> set[frozenset[int]]:
     """The batches of an order, as sets of rows."""
     return {frozenset(block) for block in order.reshape(-1, B).tolist()}
+
+
+def check_resumes_bitwise(
+    folder: Path, source: str, train: Callable[..., Any], make_model: Callable[..., Any]
+) -> None:
+    """Same batches and same weights from two checkpoints as from a run that was not stopped, with dropout.
+
+    `train` is given a folder, a model and rows, perhaps a checkpoint, and arguments; `make_model` a folder and dropout.
+    """
+    rows = make_pairs(64)
+    given = {
+        "embedding_source": source, "replan_steps": 3, "num_train_epochs": 2, "learning_rate": 1e-3,
+        "save_strategy": "steps", "save_steps": 1, "planner": "gcbs",
+    }  # fmt: skip
+    whole = train(folder / "run", make_model(folder / "model", dropout=0.2), rows, **given)
+    assert len(whole.trained) == 16
+    for step in (3, 11):
+        model = make_model(folder / f"model_{step}", dropout=0.2)
+        checkpoint = str(folder / "run" / f"checkpoint-{step}")
+        resumed = train(folder / f"other_{step}", model, rows, resume=checkpoint, **given)
+        assert whole.trained[step:] == resumed.trained
+        assert weights_hash(whole.model) == weights_hash(resumed.model)

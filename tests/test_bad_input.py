@@ -24,13 +24,7 @@ from gcbs_st.planning import refuse_unsupported
 B = 8
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Runs the tiny models on one thread: two that wait for each other are several times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def arguments(folder: Path, **given: Any) -> GCBSTrainingArguments:

@@ -36,13 +36,7 @@ BOTH = ("query_to_doc", "doc_to_query")
 KINDS = [EMC2Loss, SogCLRLoss]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Runs the tiny models on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Table(nn.Module):

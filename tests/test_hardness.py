@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from datasets import DatasetDict
 from recorded import RecordingTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -16,13 +15,7 @@ B = 8
 QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Runs the tiny models on one thread: two that wait for each other are several times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class ClusterPlanner:

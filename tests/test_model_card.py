@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from conftest import make_pairs, make_static_model
 from other_models import QUIET, make_colbert, make_word_counter
@@ -28,13 +27,7 @@ from gcbs_st.planners import GCBSPlanner, available, make_planner, name_of, regi
 METHOD, NGAME, WALK, B3 = "2210.12874", "2207.04452", "2306.03355", "2505.11293"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Runs the tiny models on one thread: two that wait for each other are several times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def card(trainer: Any, folder: Path) -> tuple[dict[str, Any], str]:

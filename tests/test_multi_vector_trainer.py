@@ -20,11 +20,11 @@ from other_models import (
     Watching,
     batches_of_ids,
     blocks,
+    check_resumes_bitwise,
     grouped_rows,
     make_colbert,
     share_of_one_group,
 )
-from recorded import weights_hash
 from transformers import HfArgumentParser
 
 pytest.importorskip("sentence_transformers.multi_vector_encoder", reason="this host has no MultiVectorEncoder")
@@ -39,14 +39,7 @@ from gcbs_st.embeddings import sentence_embedding
 from gcbs_st.projection import RandomProjection, mean_of_tokens
 from gcbs_st.source_parts import make_key
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Runs the tiny models on one thread: two that wait for each other are several times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class MultiVectorTrainer(Watching, GCBSMultiVectorEncoderTrainer):
@@ -154,20 +147,7 @@ def test_harvested_rows_are_the_encoded_ones(tmp_path, loss, columns, given):
 @pytest.mark.parametrize("source", [pytest.param("encode", marks=pytest.mark.slow), "harvest"])
 def test_a_resumed_run_is_bitwise_the_same(tmp_path, source):
     """Same batches and same weights, with dropout."""
-    rows = make_pairs(64)
-    given = {
-        "embedding_source": source, "replan_steps": 3, "num_train_epochs": 2, "learning_rate": 1e-3,
-        "save_strategy": "steps", "save_steps": 1, "planner": "gcbs",
-    }  # fmt: skip
-    whole = trained(tmp_path / "run", make_colbert(tmp_path / "model", dropout=0.2), rows, **given)
-    assert len(whole.trained) == 16
-    for step in (3, 11):
-        model = make_colbert(tmp_path / f"model_{step}", dropout=0.2)
-        resumed = trained(
-            tmp_path / f"other_{step}", model, rows, resume=str(tmp_path / "run" / f"checkpoint-{step}"), **given
-        )
-        assert whole.trained[step:] == resumed.trained
-        assert weights_hash(whole.model) == weights_hash(resumed.model)
+    check_resumes_bitwise(tmp_path, source, trained, make_colbert)
 
 
 def test_mean_of_tokens():

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import make_static_model
 from datasets import DatasetDict
 from kill_and_resume import NAMED
@@ -27,13 +26,7 @@ SCRIPT = Path(__file__).with_name("kill_and_resume.py")
 B = 8
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Runs the tiny models on one thread: two that wait for each other are several times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(folder: Path, rows: Any, model: SentenceTransformer, resume: Any = None, **given: Any) -> RecordingTrainer:

@@ -21,12 +21,12 @@ from other_models import (
     Watching,
     batches_of_ids,
     blocks,
+    check_resumes_bitwise,
     grouped_rows,
     make_splade,
     make_word_counter,
     share_of_one_group,
 )
-from recorded import weights_hash
 from sentence_transformers import SparseEncoder, SparseEncoderTrainingArguments
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -51,13 +51,7 @@ from gcbs_st.quality import plan_quality
 V = len(VOCABULARY)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Runs the tiny models on one thread: two that wait for each other are several times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class SparseTrainer(Watching, GCBSSparseEncoderTrainer):
@@ -267,20 +261,7 @@ def test_whole_embeddings_are_never_held(tmp_path, monkeypatch, source):
 @pytest.mark.parametrize("source", [pytest.param("encode", marks=pytest.mark.slow), "harvest"])
 def test_a_resumed_run_is_bitwise_the_same(tmp_path, source):
     """Same batches, same weights, with dropout and the schedule of the regularizer."""
-    rows = make_pairs(64)
-    given = {
-        "embedding_source": source, "replan_steps": 3, "num_train_epochs": 2, "learning_rate": 1e-3,
-        "save_strategy": "steps", "save_steps": 1, "planner": "gcbs",
-    }  # fmt: skip
-    whole = trained(tmp_path / "run", make_splade(tmp_path / "model", dropout=0.2), rows, **given)
-    assert len(whole.trained) == 16
-    for step in (3, 11):
-        model = make_splade(tmp_path / f"model_{step}", dropout=0.2)
-        resumed = trained(
-            tmp_path / f"other_{step}", model, rows, resume=str(tmp_path / "run" / f"checkpoint-{step}"), **given
-        )
-        assert whole.trained[step:] == resumed.trained
-        assert weights_hash(whole.model) == weights_hash(resumed.model)
+    check_resumes_bitwise(tmp_path, source, trained, make_splade)
 
 
 def test_the_regularizers_schedule_runs_as_in_the_host(tmp_path):

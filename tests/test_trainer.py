@@ -39,13 +39,7 @@ QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strat
 LOGGED = {"gap", "gap_bound", "tail_coverage", "false_negatives", "plan_seconds", "embed_seconds", "embedding_age"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Runs the tiny models on one thread: two that wait for each other are several times slower."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def arguments(folder: Path, **given: Any) -> GCBSTrainingArguments:
