@@ -180,7 +180,7 @@ def write_cosqa(folder: Path, codes: list, queries: list) -> Path:
 
 
 CODES = [{"id": 7, "code": "def f"}, {"id": 3, "code": "def g"}, {"id": 9, "code": "def f"}]
-HALF = gzip.compress("".join(f'{{"id": {i}, "code": "{i * i}"}}\n' for i in range(999)).encode())[:-20]
+HALF = gzip.compress("".join(f'{{"id": {i}, "code": "{i * i}"}}\n' for i in range(999)).encode(), mtime=0)[:-20]
 QUERIES = [{"query": "a", "gold_id": 3}, {"query": "b", "gold_id": 9}]
 
 
