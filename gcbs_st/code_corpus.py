@@ -26,7 +26,8 @@ from importlib.metadata import Distribution
 import numpy as np
 
 from gcbs_st.caches import Rows, cached_rows
-from gcbs_st.docstrings import find_distributions, python_files, summary_of_docstring
+from gcbs_st.distributions import find_distributions, parse_files, python_files
+from gcbs_st.docstrings import summary_of_docstring
 from gcbs_st.near_duplicates import near_duplicate_pairs, without_later
 
 logger = logging.getLogger(__name__)
@@ -201,13 +202,6 @@ def _is_stub(statement: ast.stmt) -> bool:
 
 
 def _parse(distribution: Distribution) -> Rows:
-    """The pairs of all files of a distribution, sorted; files that cannot be read are skipped."""
-    pairs: set[tuple[str, ...]] = set()
-    for file in python_files([distribution]):
-        if GENERATED_FILE.fullmatch(file.stem):
-            continue
-        try:
-            pairs.update(pairs_of_source(file.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError) as error:
-            logger.debug("skipped %s: %s", file, error)
-    return sorted(pairs)
+    """The pairs of all files of a distribution, sorted."""
+    files = [file for file in python_files([distribution]) if not GENERATED_FILE.fullmatch(file.stem)]
+    return [*sorted(parse_files(files, pairs_of_source))]

@@ -9,7 +9,6 @@ an experiment can be run where no data set can be downloaded. The result depends
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import inspect
 import itertools
 import logging
@@ -18,9 +17,9 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from gcbs_st.caches import cached_rows
+from gcbs_st.distributions import find_distributions, parse_files, python_files
 
 logger = logging.getLogger(__name__)
 
@@ -72,14 +71,6 @@ FUNCTION_WORDS = frozenset(
     "which will can may must should has have into than then all any each no only".split()
 )
 
-# ---------------------------------------------------------------- which files are read
-
-# Tests do not say what a function does, and vendored packages repeat other distributions.
-SKIPPED_FOLDERS = frozenset(
-    "test tests testing _testing vendor _vendor vendored _vendored extern _extern externals third_party".split()
-)
-SKIPPED_FILE = re.compile(r"test_.*|.*_test|conftest")
-
 
 def load_docstring_pairs(
     distributions: Sequence[str] | None = None, *, distributions_path: Sequence[str] | None = None
@@ -103,40 +94,12 @@ def load_docstring_pairs(
     def parse() -> list[tuple[str, ...]]:
         start = time.perf_counter()
         logger.info("reading the docstrings of %d distributions", len(chosen))
-        pairs = unique_pairs(_parse_files(python_files(chosen.values())))
+        pairs = unique_pairs(parse_files(python_files(chosen.values()), pairs_of_source))
         logger.info("found %d docstring pairs in %.1f seconds", len(pairs), time.perf_counter() - start)
         return [*pairs]
 
     key = [FORMAT_VERSION, sys.version_info[:2], [(name, found.version) for name, found in chosen.items()]]
     return [(summary, paragraph) for summary, paragraph in cached_rows("docstrings", key, 2, parse)]
-
-
-def find_distributions(
-    names: Sequence[str] | None, path: Sequence[str] | None = None
-) -> dict[str, importlib.metadata.Distribution]:
-    """Return the installed distributions by normalised name, sorted by it, without this package.
-
-    Args:
-        names: the wanted ones in any spelling; all when None.
-        path: folders to look in; ``sys.path`` when None.
-
-    Returns:
-        Normalised name to distribution.
-
-    Raises:
-        ValueError: a wanted name is not installed.
-    """
-    found: dict[str, importlib.metadata.Distribution] = {}
-    for distribution in importlib.metadata.distributions(path=list(sys.path if path is None else path)):
-        name = distribution.metadata["Name"]
-        if name:  # a half-removed distribution has none
-            found.setdefault(_normalised(name), distribution)  # the first on the path is the one that is imported
-    found.pop("gcbs-st", None)
-    wanted = sorted(found) if names is None else sorted({_normalised(name) for name in names})
-    unknown = [name for name in wanted if name not in found]
-    if unknown:
-        raise ValueError(f"got distributions {unknown} that are not installed; expected some of {sorted(found)}")
-    return {name: found[name] for name in wanted}
 
 
 def pairs_of_source(source: str) -> Iterator[tuple[str, str]]:
@@ -232,11 +195,6 @@ def unique_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     return kept
 
 
-def _normalised(name: str) -> str:
-    """Return a distribution's name as PEP 503 spells it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def _plain_text(block: str) -> str:
     """Return the prose at the start of a block of lines, in one line without light markup.
 
@@ -257,35 +215,6 @@ def _is_prose(text: str, words: tuple[int, int]) -> bool:
     ascii_share = 1.0 if text.isascii() else sum(map(str.isascii, text)) / len(text)
     plain = sum(PLAIN_WORD.fullmatch(token) is not None for token in tokens)
     return ascii_share >= ASCII_SHARE and plain >= PLAIN_WORDS * len(tokens)
-
-
-def python_files(distributions: Iterable[importlib.metadata.Distribution]) -> Iterator[Path]:
-    """Yield the ``.py`` files to read, without tests and vendored packages.
-
-    Args:
-        distributions: installed ones.
-
-    Yields:
-        Files in an order that depends only on their names.
-    """
-    for distribution in distributions:
-        for file in sorted(distribution.files or []):
-            folders = SKIPPED_FOLDERS.union([".."])  # outside of site-packages: scripts
-            if file.suffix == ".py" and folders.isdisjoint(file.parts) and not SKIPPED_FILE.fullmatch(file.stem):
-                yield Path(str(distribution.locate_file(file)))
-
-
-def _parse_files(files: Iterable[Path]) -> set[tuple[str, str]]:
-    """Return the pairs of all files; files that cannot be read are skipped."""
-    pairs: set[tuple[str, str]] = set()
-    for number, file in enumerate(files):
-        if number % 5000 == 0:
-            logger.info("%d files read, %d docstring pairs", number, len(pairs))
-        try:
-            pairs.update(pairs_of_source(file.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError) as error:
-            logger.debug("skipped %s: %s", file, error)
-    return pairs
 
 
 def _parsed_docstring(definition: str) -> str:

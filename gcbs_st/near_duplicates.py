@@ -84,7 +84,8 @@ def _word_sets(texts: Sequence[str]) -> sparse.csr_array:
     columns: list[int] = []
     ends = [0]
     for text in texts:
-        columns += {number_of.setdefault(word, len(number_of)) for word in WORD.findall(text.lower())}
+        distinct = dict.fromkeys(WORD.findall(text.lower()))
+        columns += [number_of.setdefault(word, len(number_of)) for word in distinct]
         ends.append(len(columns))
     ids = np.array(columns, dtype=np.int64)
     by_rarity = np.argsort(np.bincount(ids, minlength=len(number_of)), kind="stable")

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gcbs_st import distributions
+from gcbs_st.distributions import find_distributions, parse_files, python_files
 from gcbs_st.docstrings import (
-    find_distributions,
     load_docstring_pairs,
     pair_of_docstring,
     pairs_of_source,
@@ -144,6 +145,21 @@ def test_tests_vendored_packages_and_this_package_are_left_out(tmp_path: Path) -
     install(tmp_path / "site", "gcbs_st", {"gcbs_st/x.py": SOURCE})
     assert [] == load_docstring_pairs(distributions_path=path)
     assert ["a"] == list(find_distributions(None, path))
+
+
+def test_several_processes_find_what_one_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many files are shared among processes; one that cannot be read is skipped there as well."""
+    numbers = ["one", "two", "three", "four", "five"]
+    files = {f"a/{number}.py": SOURCE.replace("numbers", f"{number} numbers") for number in numbers}
+    path = install(tmp_path / "site", "a", {**files, "a/bytes.py": b'"""\xff\xfe"""'})
+    paths = list(python_files(find_distributions(None, path).values()))
+    alone = parse_files(paths, pairs_of_source)
+    monkeypatch.setattr(distributions, "FILES_WORTH_PROCESSES", 2)
+    monkeypatch.setattr(distributions, "FILES_AT_A_TIME", 1)
+    monkeypatch.setattr(distributions.joblib, "cpu_count", lambda: 2)
+    assert alone == parse_files(paths, pairs_of_source)
+    assert {f"Return the sum of all the {number} numbers." for number in numbers} == {summary for summary, _ in alone}
+    assert set() == parse_files([], pairs_of_source)
 
 
 def test_each_text_is_kept_once() -> None:

@@ -1,0 +1,109 @@
+"""The installed Python distributions: which they are, which of their files are read, and what is found in these.
+
+In: names, or none for all. Out: the distributions, their ``.py`` files, and the pairs that a function finds in the
+files' texts. Nothing is imported or run. Files are read by all cores: parsing is what takes time.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import joblib
+
+logger = logging.getLogger(__name__)
+
+# Tests do not say what a function does, and vendored packages repeat other distributions.
+SKIPPED_FOLDERS = frozenset(
+    "test tests testing _testing vendor _vendor vendored _vendored extern _extern externals third_party".split()
+)
+SKIPPED_FILE = re.compile(r"test_.*|.*_test|conftest")
+
+# Files that a process reads at a time: enough that handing them over takes no time, few enough that all finish together.
+FILES_AT_A_TIME = 50
+# With fewer files in all, other processes would take longer to start than the files to read.
+FILES_WORTH_PROCESSES = 500
+
+Pairs = set[tuple[str, str]]
+
+
+def find_distributions(
+    names: Sequence[str] | None, path: Sequence[str] | None = None
+) -> dict[str, importlib.metadata.Distribution]:
+    """Return the installed distributions by normalised name, sorted by it, without this package.
+
+    Args:
+        names: the wanted ones in any spelling; all when None.
+        path: folders to look in; ``sys.path`` when None.
+
+    Returns:
+        Normalised name to distribution.
+
+    Raises:
+        ValueError: a wanted name is not installed.
+    """
+    found: dict[str, importlib.metadata.Distribution] = {}
+    for distribution in importlib.metadata.distributions(path=list(sys.path if path is None else path)):
+        name = distribution.metadata["Name"]
+        if name:  # a half-removed distribution has none
+            found.setdefault(_normalised(name), distribution)  # the first on the path is the one that is imported
+    found.pop("gcbs-st", None)
+    wanted = sorted(found) if names is None else sorted({_normalised(name) for name in names})
+    unknown = [name for name in wanted if name not in found]
+    if unknown:
+        raise ValueError(f"got distributions {unknown} that are not installed; expected some of {sorted(found)}")
+    return {name: found[name] for name in wanted}
+
+
+def python_files(distributions: Iterable[importlib.metadata.Distribution]) -> Iterator[Path]:
+    """Yield the ``.py`` files to read, without tests and vendored packages.
+
+    Args:
+        distributions: installed ones.
+
+    Yields:
+        Files in an order that depends only on their names.
+    """
+    for distribution in distributions:
+        for file in sorted(distribution.files or []):
+            folders = SKIPPED_FOLDERS.union([".."])  # outside of site-packages: scripts
+            if file.suffix == ".py" and folders.isdisjoint(file.parts) and not SKIPPED_FILE.fullmatch(file.stem):
+                yield Path(str(distribution.locate_file(file)))
+
+
+def parse_files(files: Iterable[Path], parse: Callable[[str], Iterable[tuple[str, str]]]) -> Pairs:
+    """Return the pairs of all files, found by all cores; files that cannot be read are skipped.
+
+    Args:
+        files: ``.py`` files.
+        parse: what finds the pairs in a file's text; a function of a module, so that other processes find it.
+
+    Returns:
+        What was found, each pair once. It does not depend on the number of cores.
+    """
+    paths = list(files)
+    parts = [paths[start : start + FILES_AT_A_TIME] for start in range(0, len(paths), FILES_AT_A_TIME)]
+    jobs = joblib.cpu_count() if len(paths) >= FILES_WORTH_PROCESSES else 1
+    # Its processes neither are forked from one with threads nor import the user's script anew.
+    found = joblib.Parallel(n_jobs=jobs)(joblib.delayed(_parse_part)(part, parse) for part in parts)
+    return set().union(*found)
+
+
+def _parse_part(files: Sequence[Path], parse: Callable[[str], Iterable[tuple[str, str]]]) -> Pairs:
+    """The pairs of some files."""
+    pairs: Pairs = set()
+    for file in files:
+        try:
+            pairs.update(parse(file.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            logger.debug("skipped %s: %s", file, error)
+    return pairs
+
+
+def _normalised(name: str) -> str:
+    """Return a distribution's name as PEP 503 spells it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
