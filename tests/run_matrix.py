@@ -1,7 +1,7 @@
 """Runs the feature matrix: every case of `tests/matrix`, in one process, resumed, and by several processes.
 
-    python tests/run_matrix.py                       # all cells; prints those that are not as expected
-    python tests/run_matrix.py --write README.md     # and writes the table, if all are
+    python tests/run_matrix.py                                # all cells; prints those that are not as expected
+    python tests/run_matrix.py --write docs/works-with.md     # and writes the table, if all are
     python tests/run_matrix.py --only MatryoshkaLoss --only "`bf16`" --processes 1
 
 Needs the dev extra. Exit code 1 if a cell is not as expected, or was not run.

@@ -113,18 +113,6 @@ def test_examples_name_options_that_there_are(name, capsys):
         assert [] == [option for option in options if option not in help_text]
 
 
-def test_the_readmes_commands_are_there(capsys):
-    """Each line of the README that calls the program names a command of it, and options that it has."""
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
-        program, *words = shlex.split(line, comments=True) or [""]
-        if program.endswith("gcbs-st"):
-            with pytest.raises(SystemExit):
-                main([words[0], "--help"])
-            shown = capsys.readouterr().out
-            assert [] == [word for word in words if word.startswith("--") and word.split("=")[0] not in shown]
-
-
 @pytest.mark.parametrize(("script", "command"), SCRIPTS.items())
 def test_a_script_is_its_command(script, command, capsys):
     """The same options and description; each shows examples with its own name."""
@@ -258,15 +246,3 @@ def test_a_program_that_is_not_on_the_path_is_named_by_its_place(tmp_path, monke
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / ".venv" / "bin" / "gcbs-st").touch()
     assert ".venv/bin/gcbs-st inspect" == shell.call_of("inspect")
-
-
-def test_the_package_shows_its_names_before_it_loads_them():
-    """`import gcbs_st` is light, and everything that it lists is there when asked for."""
-    code = (
-        "import sys, gcbs_st; light = 'torch' not in sys.modules\n"
-        "assert set(gcbs_st.__all__) <= set(dir(gcbs_st))\n"
-        "assert all(hasattr(gcbs_st, name) for name in gcbs_st.__all__) and not hasattr(gcbs_st, 'Nothing')\n"
-        "from gcbs_st import *\nprint(light, GCBSTrainer.__module__)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "True gcbs_st.trainer\n" == done.stdout, done.stderr

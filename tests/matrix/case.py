@@ -119,7 +119,7 @@ class Case:
     """One row of the table.
 
     Attributes:
-        name: as a reader of the README knows it.
+        name: as a reader of the table knows it.
         model: given the place, the model.
         rows: the training set.
         loss: given the model, the loss.

@@ -1,4 +1,4 @@
-"""The table of the README: made of the records of a run, and checked against what the cases expect."""
+"""The table of docs/works-with.md: made of the records of a run, and checked against what the cases expect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each cell of the feature matrix, and the README's table of them.
+"""Each cell of the feature matrix, and the table of them in docs/works-with.md.
 
 The cells that are selected are run by a few jobs, see `launch.py`; each test then looks at one cell.
 """
@@ -14,7 +14,7 @@ from matrix.cases import CASES
 from matrix.launch import run_cases
 from matrix.table import BEGIN, END, block, disagreements, table, table_in, with_block
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "works-with.md"
 TABLE = {case.name: case for case in CASES}
 
 
@@ -44,9 +44,9 @@ def test_cell(name, column, records):
     assert TABLE[name].cells[column].kind == record["outcome"], record
 
 
-def test_the_readmes_table_is_that_of_the_cases():
-    """The README says of each case what is expected of it, and of no other."""
-    assert [line for line in table(CASES) if line] == table_in(README.read_text())
+def test_the_pages_table_is_that_of_the_cases():
+    """The page says of each case what is expected of it, and of no other."""
+    assert [line for line in table(CASES) if line] == table_in(PAGE.read_text())
 
 
 def test_no_cell_is_empty():
@@ -88,7 +88,7 @@ def test_the_block_is_of_the_run(monkeypatch):
 
 
 def test_only_what_is_between_the_marks_is_written():
-    """The rest of the README stays; a text without marks is refused."""
+    """The rest of the page stays; a text without marks is refused."""
     text = f"before\n{BEGIN}\n| old |\n{END}\nafter\n"
     assert f"before\n{BEGIN}\nnew\n{END}\nafter\n" == with_block(text, f"{BEGIN}\nnew\n{END}")
     with pytest.raises(ValueError, match="no lines"):

