@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Union
@@ -30,7 +31,7 @@ _CHOICES = {
     "cluster_schedule": ("constant", "curriculum"),
 }
 _EXPECTED_COLUMNS = (
-    'two different column names, as ["anchor", "negative"], or a mapping of dataset name to such a list'
+    'one column name or two different ones, as ["anchor", "negative"], or a mapping of dataset name to such a list'
 )
 # Fields that a command line gives as JSON, and what is expected of it.
 FIELDS_IN_JSON = {"planner_options": "a JSON object", "planner_columns": _EXPECTED_COLUMNS}
@@ -48,11 +49,16 @@ class PlanningArguments(_Host):
         planner: a name of `gcbs_st.planners.available()` or an object with a `plan` method.
         planner_options: keyword arguments of the planner's constructor, as a dict or JSON.
         planner_columns: the two text columns that are planned on, anchors first, as a list or JSON; of several
-            datasets for all of them, or a mapping of dataset name to two names, in which a dataset may be left
-            out. None for the first two text columns. The loss sees all columns in any case.
+            datasets for all of them, or a mapping of dataset name to such a list, in which a dataset may be left
+            out. A single name puts rows together whose texts of that column are alike, embeds no other, and what
+            is logged of plans is of these texts. None for the first two text columns. The loss sees all columns in
+            any case.
         replan_steps: when plans are made besides each epoch's start. 0: then only; 1 or more: also every
             so many optimizer steps, over the rows not yet drawn; between 0 and 1: that share of an epoch's steps.
         planner_warmup_steps: optimizer steps with random batches before the first plan.
+        planner_cooldown_steps: optimizer steps with random batches at the end of the run; between 0 and 1: that share
+            of the run. What planned batches hold in common tells none of their rows apart and loses weight; random
+            batches give some of it back.
         embedding_batch_size: texts a forward pass when the rows are embedded; None for
             `per_device_eval_batch_size`.
         embedding_source: "encode": the rows to be planned are embedded before each plan, at about a third of an
@@ -88,7 +94,9 @@ class PlanningArguments(_Host):
     )
     planner_columns: Union[str, None, list[str], dict[str, list[str]]] = field(  # noqa: UP007 - as above
         default=None,
-        metadata={"help": "The two text columns to plan on, as JSON: a list, or a mapping of dataset to a list."},
+        metadata={
+            "help": "The one or two text columns to plan on, as JSON: a list, or a mapping of dataset to a list."
+        },
     )
     replan_steps: float = field(
         default=0.0,
@@ -97,6 +105,9 @@ class PlanningArguments(_Host):
         },
     )
     planner_warmup_steps: int = field(default=0, metadata={"help": "Optimizer steps with random batches first."})
+    planner_cooldown_steps: float = field(
+        default=0.0, metadata={"help": "Optimizer steps with random batches last; in (0, 1): share of the run."}
+    )
     embedding_batch_size: Union[int, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
         default=None,
         metadata={"help": "Texts a forward pass when rows are embedded; default: the evaluation batch size."},
@@ -144,11 +155,16 @@ class PlanningArguments(_Host):
         Raises:
             ValueError: says the field, what it holds and what it may hold.
         """
-        if not (0 <= self.replan_steps < 1 or (self.replan_steps >= 1 and float(self.replan_steps).is_integer())):
-            raise ValueError(
-                f"replan_steps: got {self.replan_steps}, expected 0 (each epoch's start), a whole number of steps, "
-                "or a share of an epoch between 0 and 1."
-            )
+        for name, nothing, whole in (
+            ("replan_steps", "each epoch's start", "an epoch"),
+            ("planner_cooldown_steps", "no step", "the run"),
+        ):
+            value = getattr(self, name)
+            if not (0 <= value < 1 or (value >= 1 and float(value).is_integer())):
+                raise ValueError(
+                    f"{name}: got {value}, expected 0 ({nothing}), a whole number of steps, or a share of {whole} "
+                    "between 0 and 1."
+                )
         if self.planner_warmup_steps < 0:
             raise ValueError(f"planner_warmup_steps: got {self.planner_warmup_steps}, expected 0 or more steps.")
         if self.embedding_batch_size is not None and self.embedding_batch_size < 1:
@@ -162,8 +178,8 @@ class PlanningArguments(_Host):
     def _check_columns(self) -> None:
         given: Any = self.planner_columns
         for names in given.values() if isinstance(given, Mapping) else [given]:
-            two_texts = isinstance(names, (list, tuple)) and len(names) == 2 and all(isinstance(n, str) for n in names)
-            if given is not None and not (two_texts and names[0] != names[1]):
+            texts = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+            if given is not None and not (texts and 1 <= len(names) <= 2 and len(set(names)) == len(names)):
                 raise ValueError(f"planner_columns: got {given!r}, expected {_EXPECTED_COLUMNS}.")
 
     def _check_planner(self) -> None:
@@ -203,6 +219,18 @@ class PlanningArguments(_Host):
         """Returns the planner that the fields describe."""
         options = self.planner_options
         return make_planner(self.planner, options if isinstance(options, dict) else None)
+
+    def cooldown_start(self, max_steps: int) -> int:
+        """Returns the first optimizer step of the random batches at the end.
+
+        Args:
+            max_steps: optimizer steps of the run.
+
+        Returns:
+            A step in [0, max_steps]; `max_steps` if there is no cool-down.
+        """
+        steps = self.planner_cooldown_steps
+        return max(0, max_steps - (int(steps) if steps >= 1 else math.ceil(steps * max_steps)))
 
     @property
     def device(self) -> torch.device:

@@ -21,14 +21,14 @@ class ReplanCallback(TrainerCallback):
     def __init__(
         self,
         begin_epoch: Callable[[int, bool], None],
-        replan_tail: Callable[[], None],
+        replan_tail: Callable[[bool], None],
         steps_an_epoch: Callable[[], int],
     ) -> None:
         """Takes what to call.
 
         Args:
             begin_epoch: given the epoch and whether it is to be planned.
-            replan_tail: plans the rows that are not drawn yet.
+            replan_tail: composes the rows that are not drawn yet anew; given whether they are to be planned.
             steps_an_epoch: optimizer steps of a whole epoch.
         """
         self._begin_epoch = begin_epoch
@@ -48,7 +48,7 @@ class ReplanCallback(TrainerCallback):
     ) -> None:
         """Starts the epoch. The first one of a resumed run may lie anywhere: 1.5 is the middle of epoch 1."""
         self._epoch = int((state.epoch or 0.0) + 1e-6) if self._epoch is None else self._epoch + 1
-        self._begin_epoch(self._epoch, state.global_step >= args.planner_warmup_steps)
+        self._begin_epoch(self._epoch, self._plans(args, state))
 
     def on_step_end(  # type: ignore[override]
         self, args: GCBSTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -57,12 +57,18 @@ class ReplanCallback(TrainerCallback):
         step = state.global_step
         warmed_up = step == args.planner_warmup_steps
         interval = self.interval(args.replan_steps)
-        due = interval and step > args.planner_warmup_steps and step % interval == 0
-        if warmed_up or due:
+        due = self._plans(args, state) and (warmed_up or (interval and step % interval == 0))
+        cools = step == args.cooldown_start(state.max_steps) > args.planner_warmup_steps
+        if due or cools:
             # The plan is logged, and the host takes any log for the one that is due at this step.
             should_log = control.should_log
-            self._replan_tail()
+            self._replan_tail(not cools)
             control.should_log = should_log
+
+    @staticmethod
+    def _plans(args: GCBSTrainingArguments, state: TrainerState) -> bool:
+        """Whether batches drawn from now on are planned ones."""
+        return args.planner_warmup_steps <= state.global_step < args.cooldown_start(state.max_steps)
 
     def interval(self, replan_steps: float) -> int:
         """Returns the optimizer steps between plans, 0 for none in mid-epoch.

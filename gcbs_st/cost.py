@@ -170,7 +170,7 @@ def schedule(args: GCBSTrainingArguments, rows: int) -> tuple[int, list[int]]:
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * an_epoch)
     interval = int(args.replan_steps) if args.replan_steps >= 1 else math.ceil(args.replan_steps * an_epoch)
     plans = []
-    for step in range(args.planner_warmup_steps, steps):
+    for step in range(args.planner_warmup_steps, args.cooldown_start(steps)):
         into = step % an_epoch
         if into == 0 or step == args.planner_warmup_steps or (interval and step % interval == 0):
             # In mid-epoch the loader has fetched one batch ahead; a single batch that is left needs no plan.

@@ -32,7 +32,7 @@ _ROWS, _HELD_OUT, _PAIRS, _BATCH, _STEPS, _WORDS = 128, 32, 100, 16, 2, 200
 # Docstrings of all installed packages take many seconds to read; those of one of our own dependencies do not.
 _DOCSTRINGS = ["datasets"]
 _SMALL = {
-    **ANY_MACHINE, "max_steps": _STEPS, "replan_steps": 1, "planner_warmup_steps": 0, "eval_steps": _STEPS, "save_steps": _STEPS,
+    **ANY_MACHINE, "max_steps": _STEPS, "replan_steps": 1, "planner_warmup_steps": 0, "planner_cooldown_steps": 0, "eval_steps": _STEPS, "save_steps": _STEPS,
     "logging_steps": 1, "gradient_accumulation_steps": 1, "per_device_eval_batch_size": 64,
     "embedding_batch_size": 64, "dataloader_num_workers": 0, "disable_tqdm": True, "report_to": "none",
 }  # fmt: skip

@@ -87,10 +87,10 @@ def text_columns(
         prompts: `args.prompts` in any of its four forms.
         router_mapping: `args.router_mapping` in either of its forms.
         dataset_name: of this dataset within a DatasetDict, else None.
-        names: of two text columns, anchors first; None for the first two.
+        names: of one or two text columns, anchors first; None for the first two.
 
     Returns:
-        Two columns.
+        As many columns as names.
 
     Raises:
         ValueError: fewer than two columns that are not labels, or names of other columns than those.
@@ -105,7 +105,7 @@ def text_columns(
         of = f" {dataset_name!r}" if dataset_name is not None else ""
         labels = " (a column of labels)" if wrong[0] in dataset.column_names else ""
         raise ValueError(
-            f"planner_columns: got {wrong[0]!r}{labels}, expected two of the text columns {texts} of the training set{of}."
+            f"planner_columns: got {wrong[0]!r}{labels}, expected one or two of the text columns {texts} of the training set{of}."
         )
     # Unlike a prompt a route is never given for a dataset as a whole: a flat mapping is one of columns.
     nested = isinstance(router_mapping, Mapping) and any(isinstance(part, Mapping) for part in router_mapping.values())

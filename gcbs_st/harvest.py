@@ -127,7 +127,7 @@ class Harvester:
         # Under DataParallel the replicas pass in threads of their own.
         self._thread = threading.local()
         self._passes: list[tuple[Tensor, Tensor]] = []
-        self._pending: list[tuple[np.ndarray, int, list[tuple[Tensor, Tensor]]]] = []
+        self._pending: list[tuple[np.ndarray, int, int, list[tuple[Tensor, Tensor]]]] = []
         self._warned = False
         last = list(model.children())[-1]
         self._hooks = [
@@ -148,7 +148,7 @@ class Harvester:
         Args:
             rows: (B,) ids of the batch's rows, None if they are not known.
             step: optimizer steps taken so far.
-            columns: as many as ever, but others: which are wanted of this batch and those after it.
+            columns: others than before: which are wanted of this batch and those after it.
 
         Yields:
             Nothing.
@@ -160,7 +160,7 @@ class Harvester:
         finally:
             if rows is not None:
                 self.batches += 1
-                self._pending.append((rows, step, self._passes))
+                self._pending.append((rows, step, len(self.columns), self._passes))
             self._rows, self._passes = None, []
 
     def number(self, features: Sequence[dict[str, Any]]) -> None:
@@ -192,8 +192,8 @@ class Harvester:
         """
         pending, self._pending = self._pending, []
         taken = []
-        for rows, step, passes in pending:
-            values = self._sort(len(rows), passes)
+        for rows, step, columns, passes in pending:
+            values = self._sort(len(rows), columns, passes)
             if values is None:
                 continue
             self.complete += 1
@@ -205,7 +205,7 @@ class Harvester:
             taken.append((rows, step, list((values / norms).numpy())))
         return taken
 
-    def _sort(self, size: int, passes: list[tuple[Tensor, Tensor]]) -> Tensor | None:
+    def _sort(self, size: int, columns: int, passes: list[tuple[Tensor, Tensor]]) -> Tensor | None:
         """(columns, B, d) float32 on the CPU, in the order of the rows; None if a text was not seen."""
         if not passes:
             return None
@@ -213,12 +213,12 @@ class Harvester:
         values = torch.cat([embeddings for _, embeddings in passes]).float().cpu()
         found, first = np.unique(codes, return_index=True)
         wanted = found >= 0
-        if wanted.sum() != size * len(self.columns):
+        if wanted.sum() != size * columns:
             return None
         places = first[wanted]
         if not np.array_equal(places, np.arange(len(values))):
             values = values[torch.from_numpy(places)]
-        return values.reshape(len(self.columns), size, -1)
+        return values.reshape(columns, size, -1)
 
     def _warn(self, message: str) -> None:
         if not self._warned:

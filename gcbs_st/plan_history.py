@@ -93,15 +93,15 @@ class PlanHistory(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keeps the order that the epoch starts with."""
-        self._keep(state)
+        self._keep(args, state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keeps the order that was made in mid-epoch, if one was."""
-        self._keep(state)
+        self._keep(args, state)
 
-    def _keep(self, state: TrainerState) -> None:
+    def _keep(self, args: Any, state: TrainerState) -> None:
         samplers = self.samplers()
         made = {name: (sampler.epoch, sampler.plan_count) for name, sampler in samplers.items()}
         if made == self._written or not state.is_world_process_zero:
@@ -111,11 +111,12 @@ class PlanHistory(TrainerCallback):
         # A resumed run starts with the plan of its checkpoint, which the interrupted run has kept.
         if files and _same(files[-1], samplers):
             return
+        cooled = state.global_step >= args.cooldown_start(state.max_steps)
         orders = {f"order_{i}": _small(sampler.order) for i, sampler in enumerate(samplers.values())}
         described = {
             "step": state.global_step,
-            "planner": self.planner,
-            "options": self.options,
+            "planner": "random" if cooled else self.planner,
+            "options": {} if cooled else self.options,
             "samplers": [
                 {
                     "name": name,

@@ -88,12 +88,16 @@ class Replanner:
                 sampler.begin_epoch(epoch)
         return restored
 
-    def replan_tails(self) -> None:
-        """Plans the rows of all datasets that are not drawn yet."""
-        for index, name in enumerate(self.trainer.planned_samplers):
-            self._replan_tail(name, index)
+    def replan_tails(self, plan: bool = True) -> None:
+        """Plans the rows of all datasets that are not drawn yet.
 
-    def _replan_tail(self, name: str, index: int) -> None:
+        Args:
+            plan: make plans; else the batches are random.
+        """
+        for index, name in enumerate(self.trainer.planned_samplers):
+            self._replan_tail(name, index, plan)
+
+    def _replan_tail(self, name: str, index: int, plan: bool) -> None:
         """Plans the rows of one dataset that are not drawn yet, in whole steps of all ranks."""
         sampler, ranks = self.trainer.planned_samplers[name], self.trainer.args.world_size
         start = sampler.cursor
@@ -108,7 +112,7 @@ class Replanner:
         overlapping: bool = getattr(self.trainer.planner, "overlapping", False)
         rng = sampler.rng(_PLAN, sampler.plan_count, index)
         blind = isinstance(self.trainer.planner, RandomPlanner) and not self.trainer.planner.measure
-        if blind and not self.trainer.plans_differently:
+        if not plan or (blind and not self.trainer.plans_differently):
             new = self._separated(rng.permutation(np.sort(tail[:planned])), name)  # needs no embeddings
         else:
             # In the order of their ids, so that a plan depends on which rows are left and not on their last order.
@@ -150,7 +154,11 @@ class Replanner:
         planner, size = self.trainer.planner, self.contrast_rows(name)
         began = time.perf_counter()
         overlapping = getattr(planner, "overlapping", False)
-        rows, (anchors, positives) = fetched.rows, fetched.arrays
+        rows, anchors, positives = (
+            fetched.rows,
+            fetched.arrays[0],
+            fetched.arrays[-1],
+        )  # one if one column is planned on
         if not overlapping and (rest := len(rows) % size):
             keep = np.sort(rng.choice(len(rows), len(rows) - rest, replace=False))
             rows, anchors, positives = rows[keep], anchors[keep], positives[keep]

@@ -27,7 +27,7 @@ except ImportError:  # a host without late interaction
 # A value of each field that is not its default. A new field has to be given one.
 OTHER: dict[str, Any] = {
     "planner": "bisect", "planner_options": {"clusters_per_batch": 4}, "planner_columns": {"one": ["b", "a"]},
-    "replan_steps": 0.25, "planner_warmup_steps": 7, "embedding_batch_size": 33, "embedding_source": "harvest",
+    "replan_steps": 0.25, "planner_warmup_steps": 7, "planner_cooldown_steps": 0.25, "embedding_batch_size": 33, "embedding_source": "harvest",
     "first_plan": "word_vectors", "embedding_max_age": 100, "embedding_budget": 50, "embedding_dtype": "float16",
     "embedding_storage": "disk", "group_column": "image", "cluster_schedule": "curriculum",
     "shuffle_planned_batches": False, "projection_dimensions": 128,

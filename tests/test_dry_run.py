@@ -146,6 +146,7 @@ def test_the_arithmetic_is_that_of_the_layers(tmp_path):
         {"num_train_epochs": 2, "replan_steps": 0.3},
         {"max_steps": 15, "replan_steps": 4},
         {"num_train_epochs": 2, "planner_warmup_steps": 3, "replan_steps": 5},
+        {"num_train_epochs": 2, "planner_cooldown_steps": 0.4, "replan_steps": 2},
         {"num_train_epochs": 1, "gradient_accumulation_steps": 3},
         {"num_train_epochs": 1, "planner": "random"},
     ],

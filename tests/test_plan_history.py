@@ -11,7 +11,10 @@ from gcbs_st.inspection.plan_table import plan_table
 from gcbs_st.plan_history import plan_files, read_stored_plan, step_of
 
 
-@pytest.mark.parametrize("settings", [{"planner": "random"}, {"replan_steps": 4}, {"planner_warmup_steps": 3}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"planner": "random"}, {"replan_steps": 4}, {"planner_warmup_steps": 3}, {"planner_cooldown_steps": 3}],
+)
 def test_the_plan_in_force_at_each_step_is_kept(tmp_path, settings):
     """The newest file at or before a step holds the order that the step was drawn from, and how much of it is older."""
     drawn = train(tmp_path, **settings)
@@ -20,7 +23,9 @@ def test_the_plan_in_force_at_each_step_is_kept(tmp_path, settings):
     for step, (order,) in enumerate(drawn):
         kept = files[max(at for at in files if at <= step)]
         np.testing.assert_array_equal(order, kept.order)
-        assert (step // 12, 16, 200, "gcbs") == (kept.epoch, kept.batch_size, kept.rows, kept.planner)
+        cooled = step >= len(drawn) - settings.get("planner_cooldown_steps", 0)
+        planner = "random" if cooled else "gcbs"
+        assert (step // 12, 16, 200, planner) == (kept.epoch, kept.batch_size, kept.rows, kept.planner)
         # The host's loader is a batch ahead.
         assert kept.step % 12 <= kept.drawn <= kept.step % 12 + 1
     plans = list(files.values())

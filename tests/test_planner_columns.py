@@ -23,7 +23,9 @@ from gcbs_st.store import NEVER
 
 B = 8
 ROWS = 48
-TWO = 'two different column names, as ["anchor", "negative"]'
+# The paper's quantile of few products, and walks long enough for few rows.
+OPTIONS = {"gcbs": {"quantile": 0.9}, "random_walk": {"candidates": ROWS - 1, "neighbors": 8}}
+ONE_OR_TWO = 'one column name or two different ones, as ["anchor", "negative"]'
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,6 +90,30 @@ def test_the_named_columns_are_planned_on(tmp_path, names):
     np.testing.assert_allclose(positives, units(rows[second]), atol=1e-6)
 
 
+@pytest.mark.parametrize("planner", ["gcbs", "tbs", "random_walk", "bisect", "partition", "best"])
+def test_a_single_column_puts_rows_together_that_are_alike_in_it(tmp_path, planner):
+    """Whatever their other columns are, and no other text is embedded."""
+    topics = np.random.default_rng(3).permutation(np.repeat(np.arange(ROWS // B), B))
+    unlike = [f"w{30 + row} w{(row * 7) % 30} w{(row * 11) % 30}" for row in range(ROWS)]
+    rows = Dataset.from_dict(
+        {"query": [f"w{t} w{t} w{t} w{10 + i % 20}" for i, t in enumerate(topics)], "code": unlike}
+    )
+    trainer = trained(
+        tmp_path, rows, planner=planner, planner_columns=["query"], planner_options=OPTIONS.get(planner),
+        shuffle_planned_batches=False,
+    )  # fmt: skip
+    ((anchors, positives),) = trainer.plans
+    np.testing.assert_allclose(anchors, units(rows["query"]), atol=1e-6)
+    np.testing.assert_array_equal(anchors, positives)
+    order = trainer.planned_samplers[""].order
+    assert [*range(ROWS)] == sorted(order)
+    together = [len(set(block)) for block in topics[order].reshape(-1, B)]
+    by_chance = [len(set(block)) for block in topics.reshape(-1, B)]
+    assert np.mean(together) <= (1.5 if planner in ("bisect", "partition", "best") else np.mean(by_chance) - 1), (
+        together
+    )
+
+
 def test_the_loss_sees_all_columns(tmp_path):
     """Those that are planned on are neither moved to the front nor all that is trained on."""
     seen = []
@@ -120,6 +146,10 @@ PARTS = {
         {"one": ["harder", "anchor"], "two": ["anchor", "hard"]},
         {"one": ["harder", "anchor"], "two": ["anchor", "hard"]},
     ),
+    "one and two": (
+        {"one": ["hard"], "two": ["harder", "positive"]},
+        {"one": ["hard"], "two": ["harder", "positive"]},
+    ),
     "one is left out": (
         {"two": ["positive", "harder"]},
         {"one": ["anchor", "positive"], "two": ["positive", "harder"]},
@@ -138,7 +168,8 @@ def test_several_datasets(tmp_path, given, expected, source):
     )  # fmt: skip
     if source == "encode":
         for plan, name in zip(trainer.plans, ["one", "two"] * 2, strict=True):
-            for array, column in zip(plan, expected[name], strict=True):
+            names = expected[name]
+            for array, column in zip(plan, names if len(names) == 2 else names * 2, strict=True):
                 np.testing.assert_allclose(array, units(parts[name][column]), atol=1e-6)
         return
     assert {"one", "two"} == set(trainer.kept)
@@ -148,7 +179,7 @@ def test_several_datasets(tmp_path, given, expected, source):
             np.testing.assert_allclose(array, units(parts[name][column]), atol=2e-6)
 
 
-@pytest.mark.parametrize("names", [["harder", "anchor"], ["positive", "hard"]])
+@pytest.mark.parametrize("names", [["harder", "anchor"], ["positive", "hard"], ["hard"]])
 def test_harvested_columns_are_the_named_ones(tmp_path, names):
     """With gradient accumulation and data workers too."""
     rows = ntuples()
@@ -181,18 +212,18 @@ def test_a_loss_with_states_reads_its_own_columns(tmp_path):
 
 
 REFUSED = {
-    "one": (["anchor"], TWO),
-    "three": (["a", "b", "c"], TWO),
-    "the same": (["anchor", "anchor"], TWO),
-    "no names": ([1, 2], TWO),
-    "a name": ('"anchor"', TWO),
-    "no JSON": ("anchor,hard", TWO),
-    "one of a dataset": ({"one": ["anchor"]}, TWO),
+    "none": ([], ONE_OR_TWO),
+    "three": (["a", "b", "c"], ONE_OR_TWO),
+    "the same": (["anchor", "anchor"], ONE_OR_TWO),
+    "no names": ([1, 2], ONE_OR_TWO),
+    "a name": ('"anchor"', ONE_OR_TWO),
+    "no JSON": ("anchor,hard", ONE_OR_TWO),
+    "three of a dataset": ({"one": ["a", "b", "c"]}, ONE_OR_TWO),
 }
 
 
 @pytest.mark.parametrize("given, message", REFUSED.values(), ids=REFUSED)
-def test_what_is_no_two_names_is_refused(tmp_path, given, message):
+def test_what_is_not_one_or_two_names_is_refused(tmp_path, given, message):
     """The message shows what was given and what is expected."""
     with pytest.raises(ValueError, match="^planner_columns: got ") as error:
         GCBSTrainingArguments(str(tmp_path), planner_columns=given, report_to="none")
@@ -201,8 +232,11 @@ def test_what_is_no_two_names_is_refused(tmp_path, given, message):
 
 
 UNKNOWN = {
-    "unknown": (["anchor", "negative"], r"got 'negative', expected two of the text columns \['anchor', 'positive'"),
-    "labels": (["anchor", "score"], r"got 'score' \(a column of labels\), expected two of the text columns"),
+    "unknown": (
+        ["anchor", "negative"],
+        r"got 'negative', expected one or two of the text columns \['anchor', 'positive'",
+    ),
+    "labels": (["anchor", "score"], r"got 'score' \(a column of labels\), expected one or two of the text columns"),
     "no datasets": ({"one": ["anchor", "hard"]}, "got columns of 'one', but the training set is one dataset"),
 }
 
@@ -241,14 +275,14 @@ def test_they_are_read_from_the_command_line_and_yaml(tmp_path):
         assert expected == args.planner_columns
 
 
-@pytest.mark.parametrize("given", [["hard", "anchor"], '["hard", "anchor"]', None])
+@pytest.mark.parametrize("given", [["hard", "anchor"], '["hard", "anchor"]', None, ["hard"]])
 def test_the_page_shows_what_was_planned_on(tmp_path, monkeypatch, given):
     """The texts of a finished run are read from the columns that its arguments name."""
     rows = ntuples().remove_columns("score")
     monkeypatch.setattr(run_folder, "load_rows", lambda config: (rows, None))
     config = SimpleNamespace(train={"planner_columns": given}, runs={"one": {}}, corpus=SimpleNamespace(source="x"))
     texts = run_folder.read_run_texts(tmp_path, config, corpus_hash(rows))
-    first, second = ["hard", "anchor"] if given else ["anchor", "positive"]
+    first, second = ["anchor", "positive"] if given in (None, ["hard"]) else ["hard", "anchor"]
     assert [(rows[first][4], rows[second][4])] == texts.read(np.array([4]))
 
 

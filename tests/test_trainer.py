@@ -228,6 +228,12 @@ WHEN = {
     "after a warm-up of an epoch": ({"planner_warmup_steps": 12}, [12]),
     "after a warm-up into the second epoch": ({"planner_warmup_steps": 14}, [14]),
     "never": ({"planner_warmup_steps": 1000}, []),
+    "before a cool-down": ({"replan_steps": 5, "planner_cooldown_steps": 8}, [0, 5, 12, 15]),
+    "before a cool-down of an epoch": ({"planner_cooldown_steps": 0.5}, [0]),
+    "before a cool-down that is rounded up": ({"replan_steps": 1, "planner_cooldown_steps": 0.9}, [0, 1]),
+    "before a cool-down after a warm-up": ({"planner_cooldown_steps": 10, "planner_warmup_steps": 4}, [4, 12]),
+    "cool-down alone": ({"planner_cooldown_steps": 1000}, []),
+    "warm-up up to the cool-down": ({"planner_cooldown_steps": 12, "planner_warmup_steps": 12}, []),
 }
 
 
@@ -247,6 +253,20 @@ def test_batches_are_random_until_the_warm_up_is_over(tmp_path, static_model, pa
     found = batches_of_ids(trainer, pairs)
     assert expected[:7] == found[:7]
     assert expected[7:] != found[7 : len(expected)]
+
+
+@pytest.mark.parametrize("cooldown", [6, 0.25])
+def test_batches_are_random_once_the_run_cools_down(tmp_path, static_model, pairs, cooldown):
+    """The second epoch's batches are blocks of its plan until then, one drawn ahead, and none are after it."""
+    trainer = trained(static_model, arguments(tmp_path, planner_cooldown_steps=cooldown), pairs)
+    batches, length = batches_of_ids(trainer, pairs), len(pairs) // B
+    start = 2 * length - (cooldown if cooldown >= 1 else math.ceil(cooldown * 2 * length))
+    assert length < start + 1 < 2 * length - 1
+    blocks = {frozenset(block) for block in trainer.plans[-1][-1][: length * B].reshape(-1, B).tolist()}
+    found = [frozenset(batch) in blocks for batch in batches[length:]]
+    assert [True] * (start + 1 - length) == found[: start + 1 - length]
+    assert not any(found[start + 1 - length :])
+    assert {1} == set(Counter(row for batch in batches[length:] for row in batch).values())
 
 
 LOADERS = [(0, False, None, 1), (0, False, None, 2), (2, False, None, 1), (2, False, 1, 2), (1, True, 3, 2)]
@@ -639,6 +659,11 @@ REFUSED = {
     "no whole steps": ({"replan_steps": 1.5}, "replan_steps: got 1.5, expected 0"),
     "not a number of steps": ({"replan_steps": math.nan}, "replan_steps: got nan, expected 0"),
     "infinite steps": ({"replan_steps": math.inf}, "replan_steps: got inf, expected 0"),
+    "half a step of cool-down": (
+        {"planner_cooldown_steps": 1.5},
+        "planner_cooldown_steps: got 1.5, expected 0 (no step)",
+    ),
+    "negative cool-down": ({"planner_cooldown_steps": -1}, "planner_cooldown_steps: got -1, expected 0 (no step)"),
     "negative warm-up": ({"planner_warmup_steps": -1}, "planner_warmup_steps: got -1, expected 0 or more"),
     "no texts": ({"embedding_batch_size": 0}, "embedding_batch_size: got 0, expected at least 1, or None"),
     "no JSON": ({"planner_options": "{quantile"}, "planner_options: got '{quantile', expected a JSON object"),

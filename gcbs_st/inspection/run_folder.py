@@ -134,10 +134,11 @@ def read_run_texts(folder: Path, config: ExperimentConfig, recorded: str) -> Pai
             else f"{folder}/{RESULTS_FILE} is damaged: it holds no corpus_hash."
         )
     planned = settings.get("planner_columns")
+    planned = json.loads(planned) if isinstance(planned, str) else planned
     columns = text_columns(
         trained,
         prompts=settings.get("prompts"),
         router_mapping=settings.get("router_mapping"),
-        names=json.loads(planned) if isinstance(planned, str) else planned,
+        names=planned if planned and len(planned) == 2 else None,  # the page is of pairs
     )
     return texts_of_dataset(trained, columns, config.corpus.source)
