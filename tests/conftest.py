@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from light_host import compile_templates_once, spare_what_is_loaded
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding, Transformer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -93,6 +94,26 @@ def planted_pairs(clusters: int, rows: int = 160, noise: float = 0.3) -> tuple[n
     topics = rng.normal(size=(len(centers), 24)) * noise
     sides = [centers + topics + rng.normal(size=topics.shape) * noise / 3 for _ in range(2)]
     return tuple((side / np.linalg.norm(side, axis=1, keepdims=True)).astype(np.float32) for side in sides)
+
+
+def pytest_configure() -> None:
+    """Examples of properties have no deadline: beside other processes one that takes 50 ms may take 300."""
+    from hypothesis import settings  # not at the top: jobs import this file for its models
+
+    settings.register_profile("tests", deadline=None)
+    settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def light_templates() -> None:
+    """Each save renders a model card; its template is compiled once."""
+    compile_templates_once()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def light_memory() -> None:
+    """Each training ends with a garbage collection, which need not walk all that modules before this one left."""
+    spare_what_is_loaded()
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,10 @@
-"""What each process of ``test_distributed.py`` runs: trains, resumes, and writes down what it trained on.
-
-python -m torch.distributed.run --nproc_per_node=2 tests/distributed_job.py BERT_FOLDER OUTPUT_FOLDER WORKERS SOURCE
-"""
+"""What each process of ``test_distributed.py`` runs: trains, resumes, and writes down what it trained on."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -213,9 +210,15 @@ def fail(output: Path, where: str) -> str:
     return "nothing"
 
 
-def main() -> None:
+def break_on_the_last_rank() -> None:
+    """Fails on one rank while the others wait, longer than any test."""
+    if os.environ["RANK"] == "1":
+        raise ValueError("broken on purpose")
+    time.sleep(600)
+
+
+def work(model_folder: str, output: Path, workers: int, source: str) -> None:
     """Trains once from the start and then from several checkpoints, and writes `rank_R.json`."""
-    model_folder, output, workers, source = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     torch.set_num_threads(1)
     if source == "together":
         PartialState(cpu=True)
@@ -244,7 +247,3 @@ def main() -> None:
     (output / f"rank_{os.environ['RANK']}.json").write_text(json.dumps(result))
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -39,6 +39,7 @@ from killed_run import Run
 SEVERAL_WORKERS = {"workers": 2, "persistent": True, "accumulation": 2}
 NAMED = {
     "1 process": Settings(),
+    "1 process, workers": Settings(workers=2),
     "1 process, workers, accumulation": Settings(**SEVERAL_WORKERS),
     "2 ranks": Settings(ranks=2),
     "2 ranks, harvest": Settings(ranks=2, source="harvest"),

@@ -1,13 +1,9 @@
-"""What each process of ``test_emc2.py`` runs: trains with a loss that keeps states of rows, and resumes.
-
-python -m torch.distributed.run --nproc_per_node=2 tests/losses_job.py BERT_FOLDER OUTPUT_FOLDER emc2|rescore|sogclr
-"""
+"""What each process of ``test_emc2.py`` runs: trains with a loss that keeps states of rows, and resumes."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +68,8 @@ def run(model_folder: str, output: Path, kind: str, resume: str | None = None, *
     }
 
 
-def main() -> None:
-    """Trains once from the start and then from several checkpoints, and writes `rank_R.json`."""
-    model_folder, output, kind = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+def work(model_folder: str, output: Path, kind: str) -> None:
+    """Trains once from the start and then from several checkpoints, and writes `rank_R.json`; see `run` for kinds."""
     torch.set_num_threads(1)
     result: dict[str, Any] = {"whole": run(model_folder, output / "whole", kind), "resumed": {}}
     for step in (4, 8):
@@ -84,7 +79,3 @@ def main() -> None:
     (output / f"rank_{os.environ['RANK']}.json").write_text(json.dumps(result))
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,14 +1,11 @@
 """What each process of ``test_other_models_distributed.py`` runs: sparse and late-interaction models, trained and resumed.
 
-python -m torch.distributed.run --nproc_per_node=2 tests/other_models_job.py OUTPUT_FOLDER
-
-The folder holds a BERT with dropout and one without of each kind: of several processes only one can save them.
+The folder that it is given holds a BERT with dropout and one without of each kind: of several processes only one can save them.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +66,10 @@ def run(kind: Any, folder: Path, output: Path, resume: str | None = None, **give
     }
 
 
-def main() -> None:
+def work(output: Path) -> None:
     """Every kind with every source; what this rank saw goes into a file of its own."""
     torch.set_num_threads(1)
     PartialState()
-    output = Path(sys.argv[1])
     found: dict[str, Any] = {}
     for name, kind in kinds().items():
         for source in ("encode", "harvest"):
@@ -87,7 +83,3 @@ def main() -> None:
     (output / f"rank_{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

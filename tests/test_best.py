@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import plan_quality
+from oracles import in_batch_quality
 
 from gcbs_st import graph
 from gcbs_st.planners import BestPlanner, BisectPlanner, PartitionPlanner, swaps
@@ -102,7 +102,7 @@ def test_objective_with_all_neighbors_is_the_loss_itself():
     anchors, positives = unit_rows(n), unit_rows(n, seed=1)
     affinity = make_graph(anchors, positives, n - 1, b, scale=20.0)
     order, found = swaps.anneal_swaps(affinity, np.arange(n), b, moves=20, seed=3)
-    assert n * plan_quality(anchors, positives, order, b, 20.0)["train"] == pytest.approx(found, rel=1e-4)
+    assert n * in_batch_quality(anchors, positives, order, b, 20.0)["train"] == pytest.approx(found, rel=1e-4)
 
 
 def test_rows_without_any_neighbor_stay_in_batches():
@@ -130,7 +130,7 @@ def test_best_closes_no_less_than_bisection(effort, noise):
     """Its in-batch loss is at least bisection's, however tight the topics are."""
     anchors, positives = topical_pairs(600, noise=noise)
     train = [
-        plan_quality(anchors, positives, planner.plan(anchors, positives, 10, np.random.default_rng(0)), 10, 20.0)[
+        in_batch_quality(anchors, positives, planner.plan(anchors, positives, 10, np.random.default_rng(0)), 10, 20.0)[
             "train"
         ]
         for planner in (BisectPlanner(), BestPlanner(effort=effort))
@@ -150,7 +150,7 @@ def test_ceiling_parts_false_negatives(planner):
         for made in (BestPlanner(neighbors=150), planner(neighbors=150, ceiling=1.0))
     ]
     plain, parted, random = (
-        plan_quality(anchors, positives, order, 10, 20.0)
+        in_batch_quality(anchors, positives, order, 10, 20.0)
         for order in (*orders, np.random.default_rng(0).permutation(600))
     )
     assert parted["false_negatives"] < 0.85 * plain["false_negatives"]
@@ -161,7 +161,7 @@ def test_both_directions_serve_the_other_loss():
     """Counting the loss of positives against anchors makes that one harder."""
     anchors, positives = topical_pairs(600)
     train = [
-        plan_quality(
+        in_batch_quality(
             positives,
             anchors,
             BestPlanner(directions=d).plan(anchors, positives, 10, np.random.default_rng(0)),

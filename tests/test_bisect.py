@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracles import plan_quality
+from oracles import in_batch_quality
 from test_best import topical_pairs, unit_rows
 
 from gcbs_st.planners import make_planner, trees
@@ -120,11 +120,11 @@ def test_more_clusters_are_less_hard(name):
     """The in-batch loss falls with the number of clusters; with one row a cluster the plan is a random one."""
     anchors, positives = topical_pairs(1600)
     losses = [
-        plan_quality(anchors, positives, plan(name, 1600, 16, clusters_per_batch=c), 16, 20.0)["train"]
+        in_batch_quality(anchors, positives, plan(name, 1600, 16, clusters_per_batch=c), 16, 20.0)["train"]
         for c in (1, 2, 4, 16)
     ]
     assert sorted(losses, reverse=True) == losses
-    random = plan_quality(anchors, positives, np.random.default_rng(1).permutation(1600), 16, 20.0)["train"]
+    random = in_batch_quality(anchors, positives, np.random.default_rng(1).permutation(1600), 16, 20.0)["train"]
     assert abs(losses[-1] - random) < 0.2 * (losses[0] - random)
 
 

@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_bert, planted_pairs
-from distributed_job import BATCH, EPOCHS, ROWS
+from distributed_job import BATCH, EPOCHS, ROWS, break_on_the_last_rank, work
+from forked_ranks import run_ranks
 
 from gcbs_st.planners import make_planner
 from gcbs_st.quality import plan_quality
 
-JOB = Path(__file__).with_name("distributed_job.py")
 RANKS, STEPS = 2, 6
 
 
 def launch(folder: Path, model_folder: str, ranks: int, workers: int, source: str) -> list[dict]:
     """What each rank wrote down."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}",
-        "--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0",
-        str(JOB), model_folder, str(folder), str(workers), source,
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    assert 0 == done.returncode, done.stderr[-4000:]
+    run_ranks(work, ranks, model_folder, folder, workers, source, folder=folder)
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def test_a_rank_that_fails_ends_the_launch(tmp_path):
+    """The tests' own launcher waits for no other rank then, and tells what was printed."""
+    began = time.monotonic()
+    with pytest.raises(AssertionError, match="broken on purpose"):
+        run_ranks(break_on_the_last_rank, RANKS, folder=tmp_path)
+    assert time.monotonic() - began < 150
 
 
 @pytest.fixture(

@@ -34,7 +34,7 @@ def dry_run(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("GCBS_ST_DATA", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # the script sets it as well; this one is undone
     monkeypatch.chdir(tmp_path)
-    # A third of the time would go into compiling the template of the model cards.
+    # Model cards are no part of what is tried, and would be made a hundred times.
     monkeypatch.setattr(SentenceTransformer, "_create_model_card", lambda *_, **__: None)
     spec = importlib.util.spec_from_file_location("train_sts_script", ROOT / "scripts" / "train_sts.py")
     script = importlib.util.module_from_spec(spec)

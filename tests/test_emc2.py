@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import losses_job
 import numpy as np
 import pytest
 import torch
 from conftest import make_static_model
 from datasets import DatasetDict
+from forked_ranks import run_ranks
 from oracles import SlowChains
 from recorded import RecordingTrainer, weights_hash
 from sentence_transformers import SentenceTransformer
@@ -31,7 +29,6 @@ from gcbs_st.experiment import make_loss
 from gcbs_st.losses import SogCLRLoss
 from gcbs_st.row_states import LOSSES_FILE, RowStates, find_row_losses
 
-JOB = Path(__file__).with_name("losses_job.py")
 BOTH = ("query_to_doc", "doc_to_query")
 KINDS = [EMC2Loss, SogCLRLoss]
 
@@ -666,13 +663,7 @@ def test_states_in_a_checkpoint(tmp_path, pairs, caplog):
 )
 def test_two_processes_agree_at_checkpoints(tmp_path, bert_folder, kind):
     """Each row's newest state goes to both; weights stay equal; a resumed run equals one that was not stopped."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
-        "--rdzv_endpoint=127.0.0.1:0", str(JOB), bert_folder, str(tmp_path), kind,
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    assert 0 == done.returncode, done.stderr[-4000:]
+    run_ranks(losses_job.work, 2, bert_folder, tmp_path, kind, folder=tmp_path)
     ranks = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0]["whole"]["weights"] == ranks[1]["whole"]["weights"]
     merges = [rank["whole"]["merges"] for rank in ranks]

@@ -393,13 +393,6 @@ def test_trainer_keeps_the_best_checkpoint(tmp_path: Path) -> None:
     assert (tmp_path / "eval" / evaluator.csv_file).exists()
 
 
-def test_importing_evaluation_does_not_import_mteb() -> None:
-    """A user without the extra can evaluate, and nobody waits for an import that is not used."""
-    code = "import sys, gcbs_st.evaluation; print('gcbs_st.evaluation' in sys.modules, 'mteb' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert ["True", "False"] == run.stdout.split()
-
-
 def test_mteb_gives_the_same_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mteb agrees on given rows, without network, unfooled by its cache, and leaves modes and random numbers alone."""
     pytest.importorskip("mteb")

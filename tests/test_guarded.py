@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import multiprocessing
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_static_model
+from forked_ranks import run_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers.sentence_transformer.losses import (
@@ -402,10 +400,11 @@ def test_a_failed_batch_does_not_leave_the_guard_on():
     torch.testing.assert_close(guard(left, right), cos_sim(left, right), rtol=0, atol=0)
 
 
-def one_rank(folder: Path, rank: int) -> None:
+def one_rank(folder: Path) -> None:
     """What one of two processes does: the losses of its half of the rows, saved to a file."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     results = {}
     for case, (loss, columns) in gathered_cases(gather_across_devices=True).items():
         own = [column.detach()[rank * 3 : rank * 3 + 3].requires_grad_() for column in columns]
@@ -428,10 +427,7 @@ def gathered_cases(**options):
 
 def test_two_processes_mask_as_one_does(tmp_path):
     """With gathered rows, the mean of two processes' losses, gradients and shares is that of the whole batch."""
-    # A new process forks them: forking this one, which has run torch in threads, could hang.
-    command = [sys.executable, __file__, str(tmp_path)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-    assert 0 == finished.returncode, finished.stderr[-2000:]
+    run_ranks(one_rank, 2, tmp_path, folder=tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for case, (loss, columns) in gathered_cases().items():
         value, gradients = value_and_gradients(loss, columns)
@@ -472,13 +468,3 @@ def test_the_trainer_trains_with_it(pairs, tmp_path):
     assert torch.isfinite(weights["on"]).all()
     assert not torch.allclose(weights["on"], weights["host"])
     assert 0 < loss.last_masked < 1
-
-
-if __name__ == "__main__":
-    start = multiprocessing.get_context("fork").Process
-    ranks = [start(target=one_rank, args=(Path(sys.argv[1]), rank)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    sys.exit(any(process.exitcode for process in ranks))

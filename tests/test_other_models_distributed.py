@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_ranks import run_ranks
 from other_models import B, save_bert
-from other_models_job import ROWS, kinds
+from other_models_job import ROWS, kinds, work
 from transformers import BertForMaskedLM, BertModel
 
 # The matrix of what works has a run of each kind of model on two processes in the default tests.
 pytestmark = pytest.mark.slow
 
-JOB = Path(__file__).with_name("other_models_job.py")
 STEPS = ROWS // B // 2
 
 
@@ -28,13 +24,7 @@ def ranks(tmp_path_factory) -> list[dict[str, Any]]:
     for name, bert in (("sparse", BertForMaskedLM), ("late", BertModel)):
         save_bert(folder / name, bert, dropout=0.2)
         save_bert(folder / f"{name} still", bert, dropout=0.0)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d",
-        "--rdzv_endpoint=127.0.0.1:0", str(JOB), str(folder),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    assert 0 == done.returncode, done.stderr[-4000:]
+    run_ranks(work, 2, folder, folder=folder)
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(2)]
 
 

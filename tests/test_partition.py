@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import plan_quality
+from oracles import in_batch_quality
 from test_best import make_graph, topical_pairs, unit_rows
 
 from gcbs_st.planners import PartitionPlanner
@@ -56,15 +56,15 @@ def test_plans_are_harder_than_random(options):
         PartitionPlanner(threads=t, **options).plan(anchors, positives, 10, np.random.default_rng(0)) for t in (1, 3)
     ]
     assert orders[0].tolist() == orders[1].tolist()
-    random = plan_quality(anchors, positives, np.random.default_rng(0).permutation(600), 10, 20.0)
-    assert random["train"] + 0.05 < plan_quality(anchors, positives, orders[0], 10, 20.0)["train"]
+    random = in_batch_quality(anchors, positives, np.random.default_rng(0).permutation(600), 10, 20.0)
+    assert random["train"] + 0.05 < in_batch_quality(anchors, positives, orders[0], 10, 20.0)["train"]
 
 
 def test_dropped_ranks_part_false_negatives():
     """Without its nearest neighbours among the edges a row meets fewer rows above its own positive."""
     anchors, positives = topical_pairs(600)
     found = [
-        plan_quality(
+        in_batch_quality(
             anchors, positives,
             PartitionPlanner(neighbors=20, drop_top=p).plan(anchors, positives, 10, np.random.default_rng(0)), 10, 20.0,
         )["false_negatives"]

@@ -42,7 +42,7 @@ def run(folder: Path, rows: Any, model: SentenceTransformer, resume: Any = None,
 
 
 def killed_and_resumed(*options: str) -> list[dict[str, Any]]:
-    """The summary of the script, which must not find a difference."""
+    """The summaries of the script, which must not find a difference."""
     command = [sys.executable, str(SCRIPT), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment, check=False)
@@ -53,17 +53,25 @@ def killed_and_resumed(*options: str) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- SIGKILL
 
 
-def test_killed_runs_resume_bitwise():
+@pytest.fixture(scope="module")
+def summaries():
+    """What became of two kill points of runs in one process, without and with workers, and of runs of two ranks."""
+    settings = ("1 process", "1 process, workers", "2 ranks, workers, accumulation")
+    return killed_and_resumed("--points", "2", "--fresh", "0", "--seed", "1", "--settings", *settings)
+
+
+def test_killed_runs_resume_bitwise(summaries):
     """Runs that were sent SIGKILL, also while they saved, end as one that was never stopped; 0 and 2 workers."""
-    for summary in killed_and_resumed("--points", "2", "--fresh", "0", "--seed", "1"):
+    assert [0, 2, 2] == [summary["workers"] for summary in summaries]
+    for summary in summaries[:2]:
         assert [[], []] == [point["differences"] for point in summary["points"]]
         assert summary["resumed_from_a_checkpoint"] > 0
 
 
-def test_runs_of_which_one_rank_was_killed_resume_bitwise():
+def test_runs_of_which_one_rank_was_killed_resume_bitwise(summaries):
     """Either rank, at any moment and while it saves: torchrun ends the others, and what is resumed is as if unbroken."""
-    options = ("--points", "2", "--fresh", "0", "--seed", "1", "--settings", "2 ranks, workers, accumulation")
-    (summary,) = killed_and_resumed(*options)
+    summary = summaries[2]
+    assert 2 == summary["ranks"]
     assert [[], []] == [point["differences"] for point in summary["points"]]
     assert [("trained", 0), ("saving", 1)] == [(one["kill"], one["rank"]) for one in summary["points"]]
     assert summary["brought_down_seconds"] < 30, "the agent of torchrun had to send SIGKILL itself"
@@ -105,6 +113,7 @@ CASES = {
     "no duplicates": ({"batch_sampler": "no_duplicates"}, (2, 3, 6)),
     "workers": ({"dataloader_num_workers": 2, "replan_steps": 2}, (1, 2, 6)),
     "persistent workers": ({"dataloader_num_workers": 1, "dataloader_persistent_workers": True}, (2, 6)),
+    "cool-down": ({"planner_cooldown_steps": 4, "replan_steps": 2}, (7, 8, 9)),
     "warm-up": ({"planner_warmup_steps": 3, "replan_steps": 0}, (2, 3, 4)),
     "harvest": ({"embedding_source": "harvest"}, (2, 3, 6, 8, 9)),
     "harvest on disk, old rows encoded": (

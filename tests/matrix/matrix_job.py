@@ -26,6 +26,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 import torch.distributed as dist
+from light_host import compile_templates_once, spare_what_is_loaded
 from recorded import weights_hash
 
 from matrix.case import DDP, DDP_RESUME, RESUME, SINGLE, Case, Place, Run
@@ -236,6 +237,8 @@ class Job:
 def main() -> None:
     """Runs the cases that a task names."""
     torch.set_num_threads(1)
+    compile_templates_once()
+    spare_what_is_loaded()
     try:
         Job(json.loads(Path(sys.argv[1]).read_text())).run()
     except AloneError as error:
