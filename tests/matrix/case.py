@@ -133,6 +133,7 @@ class Case:
         steps: optimizer steps, in one process and in two.
         save_at: the step of the checkpoint that is resumed from, in the middle of an epoch; in one process and in two.
         planned_from: the first step whose batches are planned, in one process and in two; None if none is.
+        planned_until: the last such step, in one process and in two; None if the run ends with planned batches.
         planned_size: rows that are planned as one batch, times the processes where `gathers`.
         gathers: the loss contrasts the rows of all processes.
         repeats: rows may be drawn again.
@@ -160,6 +161,7 @@ class Case:
     steps: tuple[int, int] = (22, 10)
     save_at: tuple[int, int] = (16, 7)
     planned_from: tuple[int, int] | None = (1, 1)
+    planned_until: tuple[int, int] | None = None
     planned_size: int = BATCH
     gathers: bool = False
     repeats: bool = False

@@ -100,6 +100,10 @@ CASES = [
         rows=lambda: negatives(3), columns=("anchor", "negative_2"),
         arguments={"planner_columns": ["anchor", "negative_2"]}, quick=True, **given_columns(5),
     ),
+    Case(
+        "... planned on one column, of which rows are to be alike",
+        rows=lambda: negatives(3), columns=("anchor",), arguments={"planner_columns": ["anchor"]}, **given_columns(5),
+    ),
     Case("unsupervised: each sentence twice", model=bert, rows=twice),
     Case("a score before the texts", rows=score_first, loss=losses.CoSENTLoss, **given_columns(2, labels=True)),
     Case("two datasets, round robin", rows=two_sets, check=counts((10, 4), (10, 4)), **RR_STEPS),

@@ -110,6 +110,7 @@ CASES = [
     ),
     # The loader has drawn a batch ahead when the plan is made.
     Case("random batches first", arguments={"planner_warmup_steps": 4}, planned_from=(6, 6)),
+    Case("random batches last", arguments={"planner_cooldown_steps": 4}, planned_until=(19, 7)),
     Case("batches in the order of the plan", arguments={"shuffle_planned_batches": False}, check=unshuffled),
     Case(
         "a curriculum of hardness", arguments={"cluster_schedule": "curriculum"}, check=halves,

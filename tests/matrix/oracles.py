@@ -42,9 +42,13 @@ def check_rows(run: Run) -> None:
 
 
 def check_plans(run: Run) -> None:
-    """From `planned_from` on batches are blocks of a plan made before; those of the ranks' step stand side by side."""
+    """From `planned_from` on batches are blocks of a plan made before; those of the ranks' step stand side by side.
+
+    After `planned_until` they are of no plan.
+    """
     size, ranks = run.case.planned_size, run.place.ranks
     plans, first = run.plans, run.case.planned_from[ranks > 1]
+    last = run.case.steps[ranks > 1] if run.case.planned_until is None else run.case.planned_until[ranks > 1]
     assert plans, "no plan was made"
     for step in zip(*run.by_rank, strict=True):
         _, number, name, _ = step[0]
@@ -53,8 +57,9 @@ def check_plans(run: Run) -> None:
         made = [plan["rows"] for plan in plans if plan["step"] < number and plan["name"] == name]
         # Backwards: the newest plan is the one in force.
         groups = (frozenset(row for *_, rows in step for row in rows), [frozenset(rows) for *_, rows in step])
-        assert any(is_step_of(plan, *groups, size, ranks) for plan in reversed(made)), (
-            f"step {number}: its batches are no blocks of a plan"
+        planned = any(is_step_of(plan, *groups, size, ranks) for plan in reversed(made))
+        assert planned == (number <= last), (
+            f"step {number}: its batches are {'' if planned else 'no '}blocks of a plan"
         )
 
 
