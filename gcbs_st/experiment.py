@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from sentence_transformers import (
@@ -38,7 +39,7 @@ from gcbs_st.models import load_model, remove_training_head, use_sparse_gradient
 from gcbs_st.plan_history import PLANS_FOLDER, PlanHistory
 from gcbs_st.provenance import commit_of_checkout, version_of
 from gcbs_st.scoring import Tasks, load_tasks, scoring_of
-from gcbs_st.static_training import few_threads, remembered_tokens
+from gcbs_st.static_training import few_threads, meet_texts, remembered_tokens
 from gcbs_st.trainer import GCBSTrainer
 
 logger = logging.getLogger(__name__)
@@ -55,12 +56,14 @@ class Materials:
         held_out: pairs kept back, or None.
         tasks: what models are scored on, by name.
         corpus_hash: of the training rows.
+        tokens: of texts that static models have met, see `remembered_tokens`.
     """
 
     train: Dataset
     held_out: Dataset | None
     tasks: Tasks
     corpus_hash: str
+    tokens: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def run_experiment(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Record]:
@@ -86,7 +89,10 @@ def run_experiment(config: ExperimentConfig, *, resume: bool = False) -> dict[st
     materials = load_materials(config)
     # A new head is drawn at random: seeded as each run is, so that its scores are repeatable too.
     set_seed(next(iter(arguments.values())).seed)
-    records: dict[str, Record] = {"before": score(initial_model(config), config, materials)}
+    model = initial_model(config)
+    with remembered_tokens(model, materials.tokens):
+        records: dict[str, Record] = {"before": score(model, config, materials)}
+        meet_texts(model, materials.train)  # now, so that the seconds of the first run do not hold it
     for name in config.runs:
         folder = output / name
         done = _finished(folder, config, name, materials) if resume else None
@@ -198,11 +204,13 @@ def run(
         PlanHistory(folder / PLANS_FOLDER, lambda: trainer.planned_samplers, args.planner, args.planner_options)
     )
     checkpoint = last_whole_checkpoint(folder) if resume else None
-    with few_threads(model), remembered_tokens(model):
-        outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    remove_training_head(model)
+    with remembered_tokens(model, materials.tokens):
+        with few_threads(model):
+            outcome = trainer.train(resume_from_checkpoint=checkpoint)
+        remove_training_head(model)
+        scores = score(model, config, materials)
     record = {
-        **score(model, config, materials),
+        **scores,
         **training_record(trainer, outcome),
         **provenance(config, name, materials),
     }

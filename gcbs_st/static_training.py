@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 
 @contextmanager
-def remembered_tokens(model: SentenceTransformer) -> Iterator[None]:
+def remembered_tokens(model: SentenceTransformer, known: dict[str, np.ndarray] | None = None) -> Iterator[None]:
     """Keeps the tokens of each text that a static model meets, until this is left; 4 bytes a token.
 
     Args:
         model: other models than static ones are left as they are. What it gives is the same with and without.
+        known: texts and their tokens as an earlier model with the same tokenizer left them; it is added to.
 
     Yields:
         Nothing.
@@ -30,7 +32,7 @@ def remembered_tokens(model: SentenceTransformer) -> Iterator[None]:
         yield
         return
     first: Any = model[0]
-    known: dict[str, np.ndarray] = {}
+    known = {} if known is None else known
 
     def preprocess(inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, torch.Tensor]:
         texts = [f"{prompt or ''}{text}" for text in inputs]
@@ -48,6 +50,19 @@ def remembered_tokens(model: SentenceTransformer) -> Iterator[None]:
         yield
     finally:
         del first.preprocess
+
+
+def meet_texts(model: SentenceTransformer, rows: Dataset) -> None:
+    """Has a static model tokenize all texts of some rows, for `remembered_tokens`; other models do nothing.
+
+    Args:
+        model: within `remembered_tokens`.
+        rows: columns of text, and others, which are passed over.
+    """
+    if isinstance(model[0], StaticEmbedding):
+        for name, feature in rows.features.items():
+            if getattr(feature, "dtype", None) == "string":
+                model[0].preprocess(list(rows[name]))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_pairs, make_static_model
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
@@ -35,7 +36,7 @@ from gcbs_st.models import load_model
 from gcbs_st.ranking import compare_with_gold, mean_reciprocal_rank, recall_at
 from gcbs_st.report import comparison_report, experiment_table
 from gcbs_st.scoring import load_tasks
-from gcbs_st.static_training import remembered_tokens
+from gcbs_st.static_training import meet_texts, remembered_tokens
 
 ROOT = Path(__file__).parent.parent
 
@@ -344,6 +345,24 @@ def test_a_static_model_tokenizes_each_text_once(static_model, bert_folder):
     bert = SentenceTransformer(bert_folder, device="cpu")
     with remembered_tokens(bert):
         assert "preprocess" not in vars(bert[0])
+
+
+def test_models_with_the_same_tokenizer_share_tokens(static_model, bert_folder):
+    """What one model met, columns of numbers apart, the next does not tokenize; other models meet nothing."""
+    rows = Dataset.from_dict({"anchor": ["w1", "w2"], "score": [0.5, 1.0], "positive": ["w2 w3", "w1"]})
+    known: dict[str, np.ndarray] = {}
+    with remembered_tokens(static_model, known):
+        meet_texts(static_model, rows)
+    assert {"w1", "w2", "w2 w3"} == set(known)
+    second = make_static_model()
+    expected = second.preprocess(["w2 w3", "w1"])
+    second[0].tokenizer = None
+    with remembered_tokens(second, known):
+        found = second.preprocess(["w2 w3", "w1"])
+    assert expected["input_ids"].tolist() == found["input_ids"].tolist()
+    bert = SentenceTransformer(bert_folder, device="cpu")
+    bert[0].preprocess = pytest.fail
+    meet_texts(bert, rows)
 
 
 # ---------------------------------------------------------------- experiments
