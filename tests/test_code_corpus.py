@@ -162,6 +162,11 @@ def test_near_duplicates_are_those_of_the_definition(texts: list[str], threshold
     assert expected == near_duplicate_pairs(texts, threshold).tolist()
 
 
+def test_case_does_not_make_texts_differ() -> None:
+    """As words are counted; a text without words is like no other."""
+    assert [[0, 1]] == near_duplicate_pairs(["Add the Numbers", "add THE numbers", "", "--"], 0.9).tolist()
+
+
 def test_near_duplicates_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing changes where the products are made in pieces."""
     rng = random.Random(0)
