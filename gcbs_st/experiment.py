@@ -11,11 +11,9 @@ import json
 import logging
 import platform
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from sentence_transformers import (
@@ -32,38 +30,19 @@ from gcbs_st.arguments import GCBSTrainingArguments
 from gcbs_st.checkpoint import last_whole_checkpoint
 from gcbs_st.code_search import CodeSearchTask
 from gcbs_st.config import ConfigError, ExperimentConfig, LossConfig, dump_config
-from gcbs_st.corpus import corpus_hash, load_corpus, split_held_out
 from gcbs_st.evaluation import ScoreEvaluator, heldout_mrr
 from gcbs_st.files import save_model, write_json, write_text
+from gcbs_st.materials import Materials, load_materials
 from gcbs_st.models import load_model, remove_training_head, use_sparse_gradients
 from gcbs_st.plan_history import PLANS_FOLDER, PlanHistory
 from gcbs_st.provenance import commit_of_checkout, version_of
-from gcbs_st.scoring import Tasks, load_tasks, scoring_of
+from gcbs_st.scoring import scoring_of
 from gcbs_st.static_training import few_threads, meet_texts, remembered_tokens
 from gcbs_st.trainer import GCBSTrainer
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Materials:
-    """What all runs of an experiment share.
-
-    Attributes:
-        train: the training rows.
-        held_out: pairs kept back, or None.
-        tasks: what models are scored on, by name.
-        corpus_hash: of the training rows.
-        tokens: of texts that static models have met, see `remembered_tokens`.
-    """
-
-    train: Dataset
-    held_out: Dataset | None
-    tasks: Tasks
-    corpus_hash: str
-    tokens: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def run_experiment(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Record]:
@@ -103,42 +82,6 @@ def run_experiment(config: ExperimentConfig, *, resume: bool = False) -> dict[st
         records[name] = done
     write_json(output / "results.json", records)
     return records
-
-
-def load_materials(config: ExperimentConfig) -> Materials:
-    """Returns the data of an experiment.
-
-    Args:
-        config: the experiment.
-
-    Returns:
-        Training rows, held-out rows and the tasks that models are scored on.
-
-    Raises:
-        ValueError: data that cannot be used.
-        FileNotFoundError: data that is not there.
-    """
-    train, held_out = load_rows(config)
-    return Materials(train, held_out, load_tasks(config.evaluation), corpus_hash(train))
-
-
-def load_rows(config: ExperimentConfig) -> tuple[Dataset, Dataset | None]:
-    """Returns the rows of an experiment.
-
-    Args:
-        config: the experiment.
-
-    Returns:
-        Training rows, and held-out rows where the configuration asks for some.
-
-    Raises:
-        ValueError: data that cannot be used.
-        FileNotFoundError: data that is not there.
-    """
-    options = dataclasses.asdict(config.corpus)
-    held_out_rows = options.pop("held_out")
-    corpus = load_corpus(**options)
-    return split_held_out(corpus, held_out_rows) if held_out_rows else (corpus, None)
 
 
 def training_arguments(config: ExperimentConfig, name: str) -> GCBSTrainingArguments:

@@ -23,10 +23,8 @@ from gcbs_st.arms import DevCurve, Run, loss_with_guide, make_arguments
 from gcbs_st.baselines import HostTrainer, MinedRows, mine_negatives
 from gcbs_st.config import ConfigError, ExperimentConfig, MineConfig, build, dump_config
 from gcbs_st.experiment import (
-    Materials,
     Record,
     initial_model,
-    load_materials,
     provenance,
     score,
     task_record,
@@ -34,6 +32,7 @@ from gcbs_st.experiment import (
     training_rows,
 )
 from gcbs_st.files import save_model, write_json, write_text
+from gcbs_st.materials import Materials, load_materials
 from gcbs_st.models import remove_training_head, use_sparse_gradients
 from gcbs_st.scoring import scoring_of
 from gcbs_st.static_training import few_threads, remembered_tokens

@@ -57,6 +57,7 @@ ROOMS = [
     {"kept_rows", "planned_loading", "replanner"},
     {"planned_training"},
     {"multi_vector_trainer", "sparse_trainer", "trainer"},
+    {"materials"},
     {"experiment"},
     {"cost"},
     {"dry_run"},

@@ -31,8 +31,9 @@ from gcbs_st.code_search import (
 )
 from gcbs_st.comparison import Options, compare, select
 from gcbs_st.config import ConfigError, load_config
-from gcbs_st.experiment import load_materials, run_experiment
+from gcbs_st.experiment import run_experiment
 from gcbs_st.identifiers import make_identifiers_words
+from gcbs_st.materials import load_materials
 from gcbs_st.models import load_model
 from gcbs_st.ranking import compare_with_gold, mean_reciprocal_rank, recall_at
 from gcbs_st.report import comparison_report, experiment_table

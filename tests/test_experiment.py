@@ -14,8 +14,9 @@ from sentence_transformers import SentenceTransformer
 
 from gcbs_st.config import ConfigError, load_config
 from gcbs_st.evaluation import evaluate_sts
-from gcbs_st.experiment import load_materials, run_experiment, training_arguments
+from gcbs_st.experiment import run_experiment, training_arguments
 from gcbs_st.files import write_json
+from gcbs_st.materials import load_materials
 from gcbs_st.report import experiment_table, markdown_table
 
 ROOT = Path(__file__).parent.parent

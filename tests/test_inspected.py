@@ -67,7 +67,7 @@ def run_copy(runs, tmp_path):
 
 def rows_of(config_file):
     """The training rows, read independently of the inspector."""
-    from gcbs_st.experiment import load_materials
+    from gcbs_st.materials import load_materials
 
     return load_materials(load_config(config_file)).train
 
