@@ -18,7 +18,7 @@ from pathlib import Path
 
 from matrix.cases import CASES
 from matrix.launch import run_cases
-from matrix.matrix_job import is_there
+from matrix.optional import why_unusable
 from matrix.table import block, disagreements, table_in, with_block
 
 
@@ -35,8 +35,8 @@ def main() -> int:
         parser.error("--write: the table is of all cases; leave --only and --processes out")
     if given.write:
         table_in(given.write.read_text())  # before minutes of work
-        if missing := sorted({case.needs for case in CASES if case.needs and not is_there(case.needs)}):
-            parser.error(f"--write: {', '.join(missing)} not installed, and a cell must not be left out")
+        if reasons := sorted({why for case in CASES if case.needs and (why := why_unusable(case.needs))}):
+            parser.error(f"--write: {'; '.join(reasons)}, and a cell must not be left out")
     cases = [case for case in CASES if given.only is None or case.name in given.only]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="matrix_") as folder:

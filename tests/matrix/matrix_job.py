@@ -17,7 +17,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from recorded import weights_hash
 from matrix.case import DDP, DDP_RESUME, RESUME, SINGLE, Case, Place, Run
 from matrix.cases import CASES, PLAIN
 from matrix.materials import save_models
+from matrix.optional import why_unusable
 from matrix.oracles import check_equal_weights, check_resumed, check_run
 from matrix.recording import recording
 
@@ -77,11 +77,6 @@ def attempt(work: Callable[[], Any]) -> tuple[Any, dict[str, str] | None]:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}:{last.lineno}"
         return None, {"type": type(error).__name__, "message": str(error)[:1500], "where": where}
-
-
-def is_there(what: str) -> bool:
-    """Whether a module can be imported, or there is a compiler."""
-    return shutil.which("c++") is not None if what == "c++" else find_spec(what) is not None
 
 
 def train(case: Case, place: Place, output: Path, resume: str | None) -> Run:
@@ -160,11 +155,11 @@ class Job:
         if all(cell.kind == "n/a" for cell in cells):
             return
         self.record(case, columns[0], "started", time.monotonic())
-        if case.needs and not is_there(case.needs):
+        if case.needs and (why := why_unusable(case.needs)):
             for column, cell in zip(columns, cells, strict=True):
                 if cell.kind == "n/a":
                     continue
-                self.record(case, column, "skipped", time.monotonic(), why=f"{case.needs} is not installed")
+                self.record(case, column, "skipped", time.monotonic(), why=why)
             return
         whole: Run | None = None
         for column, cell in zip(columns, cells, strict=True):

@@ -12,6 +12,7 @@ import pytest
 from matrix.case import COLUMNS, GROUPS, WORKS, Case, not_applicable, refused
 from matrix.cases import CASES
 from matrix.launch import run_cases
+from matrix.optional import why_unusable
 from matrix.table import BEGIN, END, block, disagreements, table, table_in, with_block
 
 PAGE = Path(__file__).parents[2] / "docs" / "works-with.md"
@@ -93,3 +94,12 @@ def test_only_what_is_between_the_marks_is_written():
     assert f"before\n{BEGIN}\nnew\n{END}\nafter\n" == with_block(text, f"{BEGIN}\nnew\n{END}")
     with pytest.raises(ValueError, match="no lines"):
         with_block("nothing", "new")
+
+
+def test_an_optional_part_that_the_host_refuses_is_skipped_with_its_sentence(monkeypatch):
+    """A newer transformers may ask for a peft that does not exist yet; what is absent is named."""
+    pytest.importorskip("peft")
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "999.0")
+    assert "please use a version >= 999.0" in why_unusable("peft")
+    assert "no_such_part is not installed" == why_unusable("no_such_part")
+    assert "" == why_unusable("numpy")
