@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -15,6 +16,8 @@ from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.base.training_args import BaseTrainingArguments
 
 from gcbs_st.planners import Planner, make_planner
+
+logger = logging.getLogger(__name__)
 
 # Beside the arguments of any of the host's trainers; which one is for the concrete classes to say.
 if TYPE_CHECKING:
@@ -36,6 +39,24 @@ _EXPECTED_COLUMNS = (
 # Fields that a command line gives as JSON, and what is expected of it.
 FIELDS_IN_JSON = {"planner_options": "a JSON object", "planner_columns": _EXPECTED_COLUMNS}
 _NO_DUPLICATES = ("NO_DUPLICATES", "NO_DUPLICATES_HASHED")
+_NUMBERS = (
+    "replan_steps",
+    "planner_warmup_steps",
+    "planner_cooldown_steps",
+    "embedding_batch_size",
+    "embedding_max_age",
+    "embedding_budget",
+)
+
+
+def _read_json(field_name: str, text: str, expected: str) -> Any:
+    """What a command line gives as JSON; of columns also the bare name of one."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if field_name == "planner_columns" and text.isidentifier():
+            return [text]
+        raise ValueError(f"{field_name}: got {text!r}, expected {expected}: {error}") from None
 
 
 @dataclass
@@ -59,8 +80,8 @@ class PlanningArguments(_Host):
         planner_cooldown_steps: optimizer steps with random batches at the end of the run; between 0 and 1: that share
             of the run. What planned batches hold in common tells none of their rows apart and loses weight; random
             batches give some of it back.
-        embedding_batch_size: texts a forward pass when the rows are embedded; None for
-            `per_device_eval_batch_size`.
+        embedding_batch_size: texts per forward pass when the rows are embedded; None for 128, or fewer where the
+            model takes texts of more than 512 tokens.
         embedding_source: "encode": the rows to be planned are embedded before each plan, at about a third of an
             epoch's time. "harvest": embeddings are taken from the training passes, next to free but up to an
             epoch old; a row never seen yet keeps its place.
@@ -86,6 +107,8 @@ class PlanningArguments(_Host):
     # The host's class that these fields stand beside.
     plain_class: ClassVar[type[BaseTrainingArguments]]
     fields_in_json: ClassVar[Mapping[str, str]] = FIELDS_IN_JSON
+    # A trainer that plans has taken these arguments.
+    claimed: ClassVar[bool] = False
 
     # `planner` is annotated as a string for HfArgumentParser; a Planner object is taken as well.
     planner: str = field(default="gcbs", metadata={"help": "Name of the planner that composes the batches."})
@@ -110,7 +133,7 @@ class PlanningArguments(_Host):
     )
     embedding_batch_size: Union[int, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
         default=None,
-        metadata={"help": "Texts a forward pass when rows are embedded; default: the evaluation batch size."},
+        metadata={"help": "Texts per forward pass when rows are embedded; default: 128, fewer of long texts."},
     )
     embedding_source: str = field(
         default="encode", metadata={"help": "encode the rows before each plan, or harvest them from training passes."}
@@ -142,12 +165,25 @@ class PlanningArguments(_Host):
         # Before the host, which would read the JSON too, but whose message does not name the field.
         for name, expected in self.fields_in_json.items():
             if isinstance(text := getattr(self, name), str):
-                try:
-                    setattr(self, name, json.loads(text))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{name}: got {text!r}, expected {expected}: {error}") from None
+                setattr(self, name, _read_json(name, text, expected))
         super().__post_init__()
         self.check_planning()
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Returns the host's warm-up steps; asked for when training starts, so somebody who plans must be there by then.
+
+        Args:
+            num_training_steps: of the run.
+        """
+        if not self.claimed:
+            logger.warning(
+                "%s in a trainer that plans no batches: they are random, and planner=%r has no effect. Train with %s.",
+                type(self).__name__,
+                self.planner,
+                type(self).__name__.replace("TrainingArguments", "Trainer"),
+            )
+        steps: int = super().get_warmup_steps(num_training_steps)
+        return steps
 
     def check_planning(self) -> None:
         """Refuses fields that cannot be planned with.
@@ -155,6 +191,7 @@ class PlanningArguments(_Host):
         Raises:
             ValueError: says the field, what it holds and what it may hold.
         """
+        self._check_numbers()
         for name, nothing, whole in (
             ("replan_steps", "each epoch's start", "an epoch"),
             ("planner_cooldown_steps", "no step", "the run"),
@@ -175,6 +212,15 @@ class PlanningArguments(_Host):
         self._check_columns()
         self._check_planner()
 
+    def _check_numbers(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, (bool, str)) or not isinstance(value, (int, float))):
+                quoted = (
+                    " It stands in quotes, which make it a text: leave them out." if isinstance(value, str) else ""
+                )
+                raise ValueError(f"{name}: got {value!r}, expected a number.{quoted}")
+
     def _check_columns(self) -> None:
         given: Any = self.planner_columns
         for names in given.values() if isinstance(given, Mapping) else [given]:
@@ -183,18 +229,7 @@ class PlanningArguments(_Host):
                 raise ValueError(f"planner_columns: got {given!r}, expected {_EXPECTED_COLUMNS}.")
 
     def _check_planner(self) -> None:
-        name = getattr(self.batch_sampler, "name", None)
-        if name not in ("BATCH_SAMPLER", *_NO_DUPLICATES):
-            raise ValueError(
-                f"batch_sampler: got {self.batch_sampler!r}, but which rows share a batch is the planner's to decide. "
-                "Use batch_sampler or no_duplicates, or train with SentenceTransformerTrainer."
-            )
         planner = self.make_planner()
-        if getattr(planner, "overlapping", False) and (self.no_duplicates or self.group_column is not None):
-            raise ValueError(
-                f"planner: {self.planner!r} with overlapping batches does not go with no_duplicates or group_column; set "
-                "exact_cover."
-            )
         if self.cluster_schedule == "curriculum" and not hasattr(planner, "clusters_per_batch"):
             raise ValueError(
                 f"cluster_schedule: curriculum needs a planner that composes batches of clusters, but {self.planner!r} "
@@ -220,16 +255,19 @@ class PlanningArguments(_Host):
         options = self.planner_options
         return make_planner(self.planner, options if isinstance(options, dict) else None)
 
-    def cooldown_start(self, max_steps: int) -> int:
+    def cooldown_start(self, max_steps: int) -> int | None:
         """Returns the first optimizer step of the random batches at the end.
 
         Args:
             max_steps: optimizer steps of the run.
 
         Returns:
-            A step in [0, max_steps]; `max_steps` if there is no cool-down.
+            A step in [0, max_steps); None if there is no cool-down, so that a run which is resumed to more steps draws
+            what a longer one would have drawn.
         """
         steps = self.planner_cooldown_steps
+        if steps == 0:
+            return None
         return max(0, max_steps - (int(steps) if steps >= 1 else math.ceil(steps * max_steps)))
 
     @property

@@ -7,8 +7,6 @@ Why: planning needs rows that can be counted and addressed by number, and senten
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +16,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Value
 
 from gcbs_st.corpus_sources import FROM_PACKAGES, MIN_ROWS, read_source
+from gcbs_st.rows.training_set import require_map_style
 
 logger = logging.getLogger(__name__)
 
@@ -79,43 +78,6 @@ def load_corpus(  # noqa: PLR0913 -- one argument for each key of a config's cor
             "check the file, the split and the columns"
         )
     return dataset
-
-
-def require_map_style(dataset: object) -> None:
-    """Return if rows can be counted and addressed by number, which planning needs; raise otherwise.
-
-    Args:
-        dataset: a ``Dataset``, or a ``DatasetDict`` or another mapping of them.
-
-    Raises:
-        TypeError: anything else, such as an ``IterableDataset``.
-    """
-    for part in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
-        if not isinstance(part, Dataset):
-            raise TypeError(
-                f"got {type(part).__name__}, expected datasets.Dataset: planning batches needs the number of rows "
-                "and access by row number, so load the data without streaming"
-            )
-
-
-def corpus_hash(dataset: Dataset) -> str:
-    """Return a hash of the column names and all values in row order, however the data lie in memory.
-
-    Args:
-        dataset: columns of text, numbers, booleans or lists of them.
-
-    Returns:
-        The first 16 hexadecimal digits of a SHA-256.
-
-    Raises:
-        TypeError: a column holds something else, such as images.
-    """
-    names = dataset.column_names
-    digest = hashlib.sha256(json.dumps(names).encode())
-    for batch in dataset.with_format(None).iter(batch_size=1000):
-        for row in zip(*(batch[name] for name in names), strict=True):
-            digest.update(json.dumps(row).encode() + b"\n")
-    return digest.hexdigest()[:16]
 
 
 def split_held_out(dataset: Dataset, rows: int, seed: int = 0) -> tuple[Dataset, Dataset]:

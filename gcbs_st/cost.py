@@ -155,14 +155,15 @@ def cost_table(config: ExperimentConfig) -> str:
 
 
 def schedule(args: GCBSTrainingArguments, rows: int) -> tuple[int, list[int]]:
-    """Returns how many steps a run takes, and how many rows each of its plans embeds.
+    """Returns how many steps a run takes, and how many rows are embedded for each of its plans.
 
     Args:
         args: of the run, on one device.
         rows: of the training set.
 
     Returns:
-        Optimizer steps, and one entry a plan; the random planner embeds nothing.
+        Optimizer steps, and one entry per plan. The random planner embeds nothing. Harvested rows are embedded by
+        training; what is embedded beside that, for the first plan and of old rows, is an estimate.
     """
     size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
     batches = rows // size
@@ -170,13 +171,32 @@ def schedule(args: GCBSTrainingArguments, rows: int) -> tuple[int, list[int]]:
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * an_epoch)
     interval = int(args.replan_steps) if args.replan_steps >= 1 else math.ceil(args.replan_steps * an_epoch)
     plans = []
-    for step in range(args.planner_warmup_steps, args.cooldown_start(steps)):
+    cooldown = args.cooldown_start(steps)
+    for step in range(args.planner_warmup_steps, steps if cooldown is None else cooldown):
         into = step % an_epoch
-        if into == 0 or step == args.planner_warmup_steps or (interval and step % interval == 0):
+        if into == 0 or step == args.planner_warmup_steps or (interval and into % interval == 0):
             # In mid-epoch the loader has fetched one batch ahead; a single batch that is left needs no plan.
             left = batches - into * accumulated - (into > 0)
-            plans += [left * size] if left > 1 else []
+            if left > 1 and args.embedding_source == "encode":
+                plans.append(left * size)
+            elif left > 1:
+                plans.append(_encode_beside_harvest(args, left * size, step, into and interval, an_epoch))
     return steps, [] if args.planner == "random" else plans
+
+
+def _encode_beside_harvest(args: GCBSTrainingArguments, left: int, step: int, since: int, an_epoch: int) -> int:
+    """Rows that are encoded although rows are harvested: for the first plan, and those that are too old by now.
+
+    At an epoch's start rows are up to an epoch old, all ages alike; in mid-epoch those are due that have come of age
+    in the steps `since` the last plan.
+    """
+    if step == 0:
+        return left if args.first_plan == "encode" else 0
+    if args.embedding_max_age is None:
+        return 0
+    due = since if since else an_epoch - args.embedding_max_age
+    share = 1.0 if since > args.embedding_max_age else min(1.0, max(0.0, due / an_epoch))
+    return min(round(left * share), args.embedding_budget or left)
 
 
 def _parameters(config: PretrainedConfig, embeddings: bool, layers: int | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The embeddings that plans are made from: a model and rows of text in, one array of unit rows a column out.
+"""The embeddings that plans are made from: a model and rows of text in, one array of unit rows for each column out.
 
 Texts are embedded as training embeds them (its prompts and routes, not those of inference), each
 distinct text once, and nothing of the training run is disturbed: no global random number is drawn and
@@ -7,9 +7,10 @@ every module is left in the mode it was in.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,9 +21,10 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from tqdm import trange
 
-_READ_ROWS = 10_000
-# Texts handed to `encode` at a time: it keeps all results in a list before it stacks them.
-_ENCODE_TEXTS = 32_768
+from gcbs_st.rows.columns import TextColumn, read_columns
+
+# Texts handed to `encode` at a time: it keeps all results in a list before it stacks them. Also a progress bar's step.
+_ENCODE_TEXTS = 4096
 
 # What is planned on, (B, d) of the outputs of a pass of B texts; None where a pass shows nothing of the kind.
 View = Callable[[Mapping[str, Any]], Tensor | None]
@@ -40,105 +42,46 @@ def sentence_embedding(output: Mapping[str, Any]) -> Tensor | None:
     return output.get("sentence_embedding")
 
 
-@dataclass(frozen=True)
-class TextColumn:
-    """A column of the dataset and how training preprocesses it.
-
-    Attributes:
-        name: of the column.
-        prompt: what the collator puts before each text, "" for nothing.
-        task: the route of a Router model, such as "query"; None without routes.
-        max_length: tokens a text where training says it beside the model; None for the model's own.
-    """
-
-    name: str
-    prompt: str = ""
-    task: str | None = None
-    max_length: int | None = None
+# One batch of rows in, the features of each text column out, as the training loader and the host make them.
+Collate = Callable[[list[dict[str, Any]]], Sequence[dict[str, Any]]]
 
 
-def text_names(dataset: Dataset, label_columns: Sequence[str] = ()) -> list[str]:
-    """Returns the names of the columns that hold texts, in the order in which a loss sees them.
+class MeanSquare:
+    """The mean squared norm of embeddings, which dot products of a loss are larger by than the cosines of a plan."""
 
-    Args:
-        dataset: the training rows.
-        label_columns: names that hold labels or scores.
-    """
-    return [name for name in dataset.column_names if name not in {*label_columns, "dataset_name"}]
+    def __init__(self) -> None:
+        """Starts with nothing measured."""
+        self.total, self.count = 0.0, 0
 
+    def add(self, norms: np.ndarray) -> None:
+        """Takes the norms of some embeddings.
 
-def text_columns(
-    dataset: Dataset,
-    *,
-    label_columns: Sequence[str] = (),
-    prompts: str | Mapping[str, Any] | None = None,
-    router_mapping: str | Mapping[str, Any] | None = None,
-    dataset_name: str | None = None,
-    names: Sequence[str] | None = None,
-) -> list[TextColumn]:
-    """Returns the columns that are planned on, with the prompts and routes of training.
+        Args:
+            norms: (m,) floats; those that are not finite do not count.
+        """
+        finite = norms[np.isfinite(norms)].astype(np.float64)
+        self.total += float(finite @ finite)
+        self.count += len(finite)
 
-    Where no names are given the order of the columns decides, as everywhere in sentence-transformers: the
-    first that is not a label holds the anchors, the second the positives.
-
-    Args:
-        dataset: the training rows.
-        label_columns: names that hold labels or scores.
-        prompts: `args.prompts` in any of its four forms.
-        router_mapping: `args.router_mapping` in either of its forms.
-        dataset_name: of this dataset within a DatasetDict, else None.
-        names: of one or two text columns, anchors first; None for the first two.
-
-    Returns:
-        As many columns as names.
-
-    Raises:
-        ValueError: fewer than two columns that are not labels, or names of other columns than those.
-    """
-    texts = text_names(dataset, label_columns)
-    if len(texts) < 2:
-        raise ValueError(
-            f"the training set has the text columns {texts}, expected at least two (anchor and positive). For "
-            "unsupervised training give the same sentence twice, as columns anchor and positive."
-        )
-    if names is not None and (wrong := [name for name in names if name not in texts]):
-        of = f" {dataset_name!r}" if dataset_name is not None else ""
-        labels = " (a column of labels)" if wrong[0] in dataset.column_names else ""
-        raise ValueError(
-            f"planner_columns: got {wrong[0]!r}{labels}, expected one or two of the text columns {texts} of the training set{of}."
-        )
-    # Unlike a prompt a route is never given for a dataset as a whole: a flat mapping is one of columns.
-    nested = isinstance(router_mapping, Mapping) and any(isinstance(part, Mapping) for part in router_mapping.values())
-    columns = []
-    for name in names or texts[:2]:
-        prompt = _for_column(prompts, dataset_name, name)
-        route = _for_column(router_mapping or None, dataset_name if nested else None, name)
-        columns.append(TextColumn(name, prompt or "", route))
-    return columns
+    @property
+    def value(self) -> float:
+        """The mean; 1 before anything was measured."""
+        return self.total / self.count if self.count and self.total > 0 else 1.0
 
 
-def _for_column(setting: str | Mapping[str, Any] | None, dataset_name: str | None, column: str) -> str | None:
-    """Resolves a prompt or route as the host's collator does; both may be keyed by dataset, column or both."""
-    if isinstance(setting, Mapping) and dataset_name is not None and dataset_name in setting:
-        setting = setting[dataset_name]
-    if isinstance(setting, Mapping):
-        found = setting.get(column)
-        return found if isinstance(found, str) else None
-    return setting
-
-
-def encode_rows(
+def encode_rows(  # noqa: PLR0913 - a keyword for each way in which training may differ from inference
     model: Any,
     dataset: Dataset,
     rows: np.ndarray,
     columns: Sequence[TextColumn],
     *,
     batch_size: int,
-    show_progress: bool = False,
+    progress: str | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     view: View = sentence_embedding,
+    norms: MeanSquare | None = None,
 ) -> list[np.ndarray]:
-    """Returns one (m, d) float32 array of unit rows a column.
+    """Returns one (m, d) float32 array of unit rows for each column.
 
     Cost: one forward pass over the distinct texts; O(m d) memory, d being the width of the view.
 
@@ -147,51 +90,119 @@ def encode_rows(
         dataset: the training rows.
         rows: (m,) row ids.
         columns: what to embed.
-        batch_size: texts a forward pass.
-        show_progress: show the progress bars of `encode`.
+        batch_size: texts per forward pass.
+        progress: what the progress bar says; None for no bar.
         autocast: makes the context of a forward pass, that of training: half precision is several times faster
             where it is meant, and gives what the training passes give.
         view: what is planned on of the outputs of a pass.
+        norms: is told the norms of the embeddings.
 
     Returns:
         The arrays, in the order of `columns`; the same object where two columns hold the same texts with
-        the same prompt, as in unsupervised training.
+        the same prompt, as in unsupervised training. A text that the model makes nothing of, or NaN, is a row of
+        zeros.
 
     Raises:
-        ValueError: an embedding that is not finite or is all zeros; the message shows its text.
+        ValueError: no text at all has an embedding; the message shows one.
     """
-    texts = read_columns(dataset, rows, [column.name for column in columns])
     arrays: list[np.ndarray | None] = [None] * len(columns)
-    with evaluation_mode(model), autocast():
+    with preserved_state(model), _untruncated(model), autocast():
+        texts = read_columns(dataset, rows, [column.name for column in columns])
         ways = [replace(column, name="") for column in columns]
         for way in dict.fromkeys(ways):
             mine = [i for i, one in enumerate(ways) if one == way]
             distinct, positions = _distinct([texts[i] for i in mine])
-            embeddings = _encode(model, distinct, way, batch_size, show_progress, view)
-            _refuse_useless(embeddings, distinct)
+            embeddings = _encode(model, distinct, way, batch_size, progress, view, norms or MeanSquare())
+            if len(distinct) and not embeddings.any():
+                raise ValueError(no_embeddings(distinct[0]))
             made: dict[bytes, np.ndarray] = {}
             for i, position in zip(mine, positions, strict=True):
                 arrays[i] = made.setdefault(position.tobytes(), embeddings[position])
     return [array for array in arrays if array is not None]
 
 
-def read_columns(dataset: Dataset, rows: np.ndarray, names: Sequence[str]) -> list[list[Any]]:
-    """Returns the values of some columns. Rows are read whole, so that a transform of the user's sees all of them.
+def encode_collated(  # noqa: PLR0913 - as above
+    model: Any,
+    dataset: Dataset,
+    rows: np.ndarray,
+    columns: Sequence[TextColumn],
+    column_positions: Sequence[int],
+    collate: Collate,
+    *,
+    batch_size: int,
+    progress: str | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    view: View = sentence_embedding,
+    norms: MeanSquare | None = None,
+) -> list[np.ndarray]:
+    """Returns what `encode_rows` returns, of texts as a collator of the user's makes them.
+
+    Whole rows go through the collator, so that it may change texts, join columns or add noise. Each row is embedded,
+    also where its text stands in another one.
 
     Args:
-        dataset: the rows.
-        rows: (m,) row ids.
-        names: of the columns.
+        model: see `encode_rows`.
+        dataset: see `encode_rows`.
+        rows: see `encode_rows`.
+        columns: by whose lengths rows are put together, and whose routes they take.
+        column_positions: which of the features that the collator makes are embedded.
+        collate: makes the features of a list of rows, on the model's device.
+        batch_size: rows per forward pass.
+        progress: see `encode_rows`.
+        autocast: see `encode_rows`.
+        view: see `encode_rows`.
+        norms: see `encode_rows`.
 
     Returns:
-        A list of m values a column.
+        The arrays, in the order of `column_positions`.
+
+    Raises:
+        ValueError: see `encode_rows`.
     """
-    values: list[list[Any]] = [[] for _ in names]
-    for start in range(0, len(rows), _READ_ROWS):
-        block = dataset[rows[start : start + _READ_ROWS]]
-        for column, name in zip(values, names, strict=True):
-            column.extend(block[name])
-    return values
+    parts: list[list[np.ndarray]] = [[] for _ in column_positions]
+    with preserved_state(model), torch.inference_mode(), autocast():
+        model.eval()
+        texts = read_columns(dataset, rows, [column.name for column in columns])
+        lengths = np.array([max(_length(text) for text in row) for row in zip(*texts, strict=True)], dtype=np.int64)
+        by_length = np.argsort(-lengths, kind="stable")
+        for start in trange(0, len(rows), batch_size, desc=progress, disable=progress is None):
+            block = dataset[rows[by_length[start : start + batch_size]]]
+            features = collate([dict(zip(block, values, strict=True)) for values in zip(*block.values(), strict=True)])
+            for part, column, position in zip(parts, columns, column_positions, strict=True):
+                route = {} if column.task is None else {"task": column.task}
+                part.append(_shown(model, view(model(features[position], **route)), view))
+    arrays = []
+    for part in parts:
+        found = np.concatenate(part)
+        array = np.empty_like(found)
+        array[by_length] = _to_units(found, norms or MeanSquare())
+        if not array.any():
+            raise ValueError(no_embeddings(texts[0][0]))
+        arrays.append(array)
+    return arrays
+
+
+def no_embeddings(text: Any) -> str:
+    """Returns the message for a training set of which no text has an embedding.
+
+    Args:
+        text: one of them.
+    """
+    return (
+        f"no text of the training set has an embedding: all are zero, NaN or infinity, for example that of {text!r:.120}. "
+        "The model has diverged: lower the learning rate, or resume from an earlier checkpoint."
+    )
+
+
+def _length(text: Any) -> int:
+    return len(text) if isinstance(text, str) else 0
+
+
+@contextmanager
+def _untruncated(model: Any) -> Iterator[None]:
+    """Lets the host's `encode` give whole embeddings: `truncate_dim` cuts those of inference, training never."""
+    with model.truncate_embeddings(None) if hasattr(model, "truncate_embeddings") else nullcontext():
+        yield
 
 
 def _distinct(columns: list[list[Any]]) -> tuple[list[Any], list[np.ndarray]]:
@@ -210,69 +221,64 @@ def _distinct(columns: list[list[Any]]) -> tuple[list[Any], list[np.ndarray]]:
 
 
 def _encode(
-    model: Any, texts: list[Any], way: TextColumn, batch_size: int, show_progress: bool, view: View
+    model: Any, texts: list[Any], way: TextColumn, batch_size: int, progress: str | None, view: View, norms: MeanSquare
 ) -> np.ndarray:
     """(m, d) float32 unit rows. Texts of like length go together, so that little of a batch is padding."""
-    lengths = np.array([len(text) if isinstance(text, str) else 0 for text in texts])
-    by_length = np.argsort(-lengths, kind="stable")
+    by_length = np.argsort([-_length(text) for text in texts], kind="stable")
     pass_texts = _pass_dense if view is sentence_embedding else partial(_pass, view=view)
     embeddings: np.ndarray | None = None
-    for start in range(0, len(texts), _ENCODE_TEXTS):
+    for start in trange(0, len(texts), _ENCODE_TEXTS, desc=progress, disable=progress is None):
         chosen = by_length[start : start + _ENCODE_TEXTS]
-        part = pass_texts(model, [texts[i] for i in chosen], way, batch_size, show_progress)
+        part = pass_texts(model, [texts[i] for i in chosen], way, batch_size)
         if embeddings is None:
             embeddings = np.empty((len(texts), part.shape[1]), dtype=np.float32)
-        # Scaled here, because in half precision the norms of `encode` are half a percent off.
-        part = part.astype(np.float32, copy=False)
-        embeddings[chosen] = part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+        embeddings[chosen] = _to_units(part, norms)
     return np.empty((0, 0), dtype=np.float32) if embeddings is None else embeddings
 
 
-def _pass_dense(model: Any, texts: list[Any], way: TextColumn, batch_size: int, show_progress: bool) -> np.ndarray:
+def _to_units(part: np.ndarray, norms: MeanSquare) -> np.ndarray:
+    """Unit rows; zeros where there is no direction. The norms of `encode` in half precision are half a percent off."""
+    part = part.astype(np.float32, copy=False)
+    lengths = np.linalg.norm(part, axis=1, keepdims=True)
+    norms.add(lengths.ravel())
+    useful = np.isfinite(lengths) & (lengths > 1e-12)
+    return np.where(useful, part / np.where(useful, lengths, 1), np.float32(0))
+
+
+def _pass_dense(model: Any, texts: list[Any], way: TextColumn, batch_size: int) -> np.ndarray:
     """(m, d) embeddings, not scaled, by the host's own `encode`."""
+    # Models of other libraries have an `encode` that knows no routes.
+    route = {} if way.task is None else {"task": way.task}
     # An empty prompt keeps `encode` from adding the model's default prompt, which training never uses.
     embeddings: np.ndarray = model.encode(
         texts,
         prompt=way.prompt,
-        task=way.task,
         batch_size=batch_size,
         convert_to_numpy=True,
-        show_progress_bar=show_progress,
+        show_progress_bar=False,
+        **route,
     )
     return embeddings
 
 
-def _pass(
-    model: Any, texts: list[Any], way: TextColumn, batch_size: int, show_progress: bool, *, view: View
-) -> np.ndarray:
+def _pass(model: Any, texts: list[Any], way: TextColumn, batch_size: int, *, view: View) -> np.ndarray:
     """(m, d) of the view, not scaled. The host's `encode` would hold a whole vocabulary a text, or all its tokens."""
     options: dict[str, Any] = {} if way.max_length is None else {"max_length": way.max_length}
     route = {} if way.task is None else {"task": way.task}
     parts = []
     model.eval()
-    for start in trange(0, len(texts), batch_size, desc="Batches", disable=not show_progress):
+    for start in range(0, len(texts), batch_size):
         chosen = texts[start : start + batch_size]
         features = model.preprocess(chosen, prompt=way.prompt or None, task=way.task, **options)
         with torch.inference_mode():
-            seen = view(model(batch_to_device(features, model.device), **route))
-        if seen is None:
-            raise ValueError(f"the model's passes show nothing to plan on: {type(model).__name__} and {view!r}.")
-        parts.append(seen.float().cpu().numpy())
+            parts.append(_shown(model, view(model(batch_to_device(features, model.device), **route)), view))
     return np.concatenate(parts)
 
 
-def _refuse_useless(embeddings: np.ndarray, texts: list[Any]) -> None:
-    norms = np.linalg.norm(embeddings, axis=1)
-    if (bad := np.flatnonzero(~np.isfinite(norms))).size:
-        raise ValueError(
-            f"{bad.size} of {len(texts)} distinct texts embed to NaN or infinity, for example {texts[bad[0]]!r:.120}. "
-            "The model has diverged: lower the learning rate, or resume from an earlier checkpoint."
-        )
-    if (bad := np.flatnonzero(norms < 0.5)).size:
-        raise ValueError(
-            f"{bad.size} of {len(texts)} distinct texts embed to zero, for example {texts[bad[0]]!r:.120}. The tokenizer "
-            "makes nothing of them: remove these rows from the training set."
-        )
+def _shown(model: Any, embeddings: Tensor | None, view: View) -> np.ndarray:
+    if embeddings is None:
+        raise ValueError(f"the model's passes show nothing to plan on: {type(model).__name__} and {view!r}.")
+    return embeddings.float().cpu().numpy()
 
 
 @contextmanager
@@ -291,3 +297,22 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def preserved_state(model: torch.nn.Module) -> Iterator[None]:
+    """Restores, on leaving, each module's mode and Python's, NumPy's and torch's global random numbers.
+
+    Args:
+        model: whose modules may be switched meanwhile; a transform or collator of the user's may draw numbers.
+
+    Yields:
+        Nothing.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - restored, not drawn from
+    try:
+        with evaluation_mode(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002

@@ -11,19 +11,16 @@ that importing this module does not import mteb.
 from __future__ import annotations
 
 import csv
-import random
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import SentenceEvaluator
 
-from gcbs_st.embeddings import evaluation_mode
+from gcbs_st.embeddings import preserved_state
 from gcbs_st.ranking import compare_with_gold, mean_reciprocal_rank
 from gcbs_st.sts_data import StsTask
 
@@ -150,18 +147,6 @@ def encode_distinct(
         )
     rows = [np.array([row_of[text] for text in texts], dtype=np.int64) for texts in text_lists]
     return rows, np.asarray(embeddings, dtype=np.float32)
-
-
-@contextmanager
-def preserved_state(model: SentenceTransformer) -> Iterator[None]:
-    """Restore, on leaving, each module's training mode and Python's, NumPy's and torch's global random numbers."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - restored, not drawn from
-    try:
-        with evaluation_mode(model), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 class ScoreEvaluator(SentenceEvaluator):

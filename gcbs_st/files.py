@@ -21,10 +21,12 @@ def save_model(model: SentenceTransformer, folder: Path) -> None:
         folder: where; an older model there is replaced.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    model.save(str(staged))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(staged, folder)
+    # In a folder that nobody else makes; the model's own folder in it has the rights of any new one.
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as private:
+        staged = Path(private) / folder.name
+        model.save(str(staged))
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(staged, folder)
 
 
 def write_json(file: Path, content: Any) -> None:

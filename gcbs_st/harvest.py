@@ -123,6 +123,7 @@ class Harvester:
         self.columns, self.view = list(columns), view
         self.batches = 0
         self.complete = 0
+        self.rows_seen = self.rows_useful = 0
         self._rows: np.ndarray | None = None
         # Under DataParallel the replicas pass in threads of their own.
         self._thread = threading.local()
@@ -184,11 +185,11 @@ class Harvester:
         """Whether enough batches are waiting for `take`."""
         return len(self._pending) >= _PENDING_BATCHES
 
-    def take(self) -> list[tuple[np.ndarray, int, list[np.ndarray]]]:
-        """Returns the rows harvested since the last call: for each batch their ids, step, and one array a column.
+    def take(self) -> list[tuple[np.ndarray, int, list[np.ndarray], np.ndarray]]:
+        """Returns the rows harvested since the last call: for each batch their ids, step, one array per column, and norms.
 
-        The arrays are (m, d) float32 of unit rows. Rows whose embedding is zero or not finite are left out. A
-        batch whose embeddings were not all seen gives nothing.
+        The arrays are (m, d) float32 of unit rows, the norms (columns, m) what their lengths were. Rows whose embedding
+        is zero or not finite are left out. A batch whose embeddings were not all seen gives nothing.
         """
         pending, self._pending = self._pending, []
         taken = []
@@ -199,10 +200,12 @@ class Harvester:
             self.complete += 1
             norms = values.norm(dim=2, keepdim=True)
             useful = (norms.isfinite() & (norms > 0)).all(dim=0).ravel()
+            self.rows_seen += len(rows)
+            self.rows_useful += int(useful.sum())
             if not useful.all():
                 self._warn(f"{int((~useful).sum())} of {len(rows)} rows of a batch embed to zero, NaN or infinity")
                 rows, values, norms = rows[useful.numpy()], values[:, useful], norms[:, useful]
-            taken.append((rows, step, list((values / norms).numpy())))
+            taken.append((rows, step, list((values / norms).numpy()), norms.squeeze(2).numpy()))
         return taken
 
     def _sort(self, size: int, columns: int, passes: list[tuple[Tensor, Tensor]]) -> Tensor | None:
@@ -223,7 +226,7 @@ class Harvester:
     def _warn(self, message: str) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning("%s; they keep the embeddings of an earlier step.", message)
+            logger.warning("%s; they keep the embeddings of an earlier step, or stay unplanned.", message)
 
     # A compiled model must not take these into its graph: what they do is not computation.
     @torch.compiler.disable  # type: ignore[untyped-decorator]

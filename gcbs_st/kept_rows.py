@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader
 
-from gcbs_st.embeddings import text_columns, text_names
-from gcbs_st.harvest import number_rows
-from gcbs_st.planning import parts_of, planned_names, source_options
+from gcbs_st.embeddings import preserved_state
+from gcbs_st.ranks import on_one_node
 from gcbs_st.row_states import RowStates
-from gcbs_st.source_parts import Part
+from gcbs_st.rows.columns import refuse_numbers, text_columns, text_names
+from gcbs_st.rows.training_set import TrainingPart, parts_of, planned_names
+from gcbs_st.source_parts import EMBEDDINGS_FOLDER, SourceOptions
 from gcbs_st.sources import EmbeddingSource
+from gcbs_st.training.loss_facts import needs_pairs
+
+# Tokens of a forward pass without gradients: a few hundred MB for a base model.
+_PASS_TOKENS, _PASS_TEXTS = 2**16, 128
 
 
 class KeptRows:
@@ -37,11 +41,10 @@ class KeptRows:
         self.row_states: RowStates | None = None
         self._texts: dict[str, list[str]] = {}
 
-    def open(self, loader: DataLoader[Any], folder: Path) -> None:
-        """Starts anew with the rows of a loader.
+    def open(self, folder: Path) -> None:
+        """Starts anew with the rows of the training set. To be called by all processes.
 
         Args:
-            loader: of the training set, not iterated yet; its batches carry the ids of their rows if anybody asks.
             folder: of the run.
 
         Raises:
@@ -53,12 +56,10 @@ class KeptRows:
         sizes = {name: len(part.dataset) for name, part in parts.items()}
         self.row_states = RowStates(trainer.loss, sizes, self._features_of, seed=args.seed, processes=args.world_size)
         harvest = args.embedding_source == "harvest"
-        if harvest or self.row_states.losses:
-            number_rows(loader)
         self.source = EmbeddingSource(
             trainer.model,
             parts,
-            source_options(args, folder, trainer.planning_view()),
+            self._source_options(folder),
             fingerprint=trainer.training_set_fingerprint() if harvest else "",
             processes=args.world_size,
             is_main=trainer.is_world_process_zero(),
@@ -118,11 +119,21 @@ class KeptRows:
         if self.row_states is not None:
             self.row_states.save(folder)
 
-    def _parts(self) -> dict[str, Part]:
+    def _parts(self) -> dict[str, TrainingPart]:
         trainer, parts = self.trainer, {}
         labels = trainer.data_collator.valid_label_columns
         planned = planned_names(trainer.args.planner_columns, trainer.train_dataset)
         for name, dataset in parts_of(trainer.train_dataset).items():
+            self._texts[name] = text_names(dataset, labels)
+            if name not in trainer.planned_samplers:
+                parts[name] = TrainingPart(dataset, (), ())
+                continue
+            if len(self._texts[name]) == 1 and needs_pairs(loss := trainer.loss_of(name)):
+                raise ValueError(
+                    f"the training set{f' {name!r}' if name else ''} has the text columns {self._texts[name]}, but "
+                    f"{type(loss).__name__} needs at least two (anchor and positive). For unsupervised training give the "
+                    "same sentence twice, as columns anchor and positive."
+                )
             columns = text_columns(
                 dataset,
                 label_columns=labels,
@@ -131,11 +142,50 @@ class KeptRows:
                 dataset_name=name or None,
                 names=planned[name],
             )
-            self._texts[name] = text_names(dataset, labels)
-            places = [self._texts[name].index(column.name) for column in columns]
-            columns = [trainer.as_trained(column, place) for column, place in zip(columns, places, strict=True)]
-            parts[name] = Part(dataset, columns, places)
+            self._rehearse(dataset, self._texts[name], name or None)
+            positions = [self._texts[name].index(column.name) for column in columns]
+            columns = [trainer.as_trained(*pair) for pair in zip(columns, positions, strict=True)]
+            parts[name] = TrainingPart(dataset, columns, positions)
         return parts
+
+    def _rehearse(self, dataset: Any, texts: Sequence[str], name: str | None) -> None:
+        """Lets the host warn of columns, and fail on them, before the rows are embedded and not after."""
+        with preserved_state(self.trainer.model):
+            refuse_numbers(dataset, texts, name)
+            if self._collates_as_host():
+                self.trainer.data_collator([dataset[0]])
+
+    def _collates_as_host(self) -> bool:
+        """Whether texts reach the model as they stand in the columns; a collator of the user's may change them."""
+        return type(self.trainer.data_collator) is self.trainer.data_collator_class
+
+    def _source_options(self, folder: Path) -> SourceOptions:
+        """How rows are embedded.
+
+        Several processes keep embeddings in files if they see the same ones, and in the memory of the one that plans
+        if they do not, whatever the arguments say.
+        """
+        trainer, args = self.trainer, self.trainer.args
+        in_files = args.embedding_storage == "disk" if args.world_size == 1 else on_one_node(args.world_size)
+        length = getattr(trainer.model, "max_seq_length", None) or 0
+        return SourceOptions(
+            harvest=args.embedding_source == "harvest",
+            first_plan=args.first_plan,
+            max_age=args.embedding_max_age,
+            budget=args.embedding_budget,
+            dtype=args.embedding_dtype,
+            folder=folder / EMBEDDINGS_FOLDER if in_files or args.embedding_storage == "disk" else None,
+            batch_size=args.embedding_batch_size or max(8, min(_PASS_TEXTS, _PASS_TOKENS // max(1, length))),
+            show_progress=not args.disable_tqdm,
+            view=trainer.planning_view(),
+            collate=None if self._collates_as_host() else self._collate,
+        )
+
+    def _collate(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The features of rows, one mapping for each text column, as the training loader and the host make them."""
+        inputs = self.trainer._prepare_inputs(self.trainer.data_collator(examples))
+        inputs.pop("dataset_name", None)
+        return self._collect_features(inputs)[0]
 
     def _features_of(self, name: str, rows: np.ndarray, column: int) -> dict[str, Any]:
         """The features of some rows of one text column of the loss, as the training loader and the host make them."""
@@ -144,6 +194,4 @@ class KeptRows:
         kept = {self._texts[name][column], "dataset_name"}
         values = {key: block[key] for key in block if key in kept}
         examples = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
-        inputs = self.trainer._prepare_inputs(self.trainer.data_collator(examples))
-        features: dict[str, Any] = self._collect_features(inputs)[0][0]
-        return features
+        return self._collate(examples)[0]

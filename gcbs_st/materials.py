@@ -9,7 +9,8 @@ import numpy as np
 from datasets import Dataset
 
 from gcbs_st.config import ExperimentConfig
-from gcbs_st.corpus import corpus_hash, load_corpus, split_held_out
+from gcbs_st.corpus import load_corpus, split_held_out
+from gcbs_st.rows.training_set import corpus_hash
 from gcbs_st.scoring import Tasks, load_tasks
 
 

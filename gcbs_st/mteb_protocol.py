@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
 
-from gcbs_st.evaluation import add_average, preserved_state
+from gcbs_st.embeddings import preserved_state
+from gcbs_st.evaluation import add_average
 from gcbs_st.sts_data import StsTask
 
 try:

@@ -17,9 +17,10 @@ from typing import Union
 import sentence_transformers
 
 from gcbs_st.arguments import FIELDS_IN_JSON, PlanningArguments
-from gcbs_st.embeddings import TextColumn, View
+from gcbs_st.embeddings import View
 from gcbs_st.planned_training import PlannedTraining
 from gcbs_st.projection import mean_of_tokens
+from gcbs_st.rows.columns import TextColumn
 
 try:
     from sentence_transformers import MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments
@@ -93,14 +94,14 @@ class GCBSMultiVectorEncoderTrainer(PlannedTraining, MultiVectorEncoderTrainer):
         """Returns the mean of the token vectors that are scored."""
         return mean_of_tokens
 
-    def as_trained(self, column: TextColumn, place: int) -> TextColumn:
+    def as_trained(self, column: TextColumn, position: int) -> TextColumn:
         """Returns a column with the task and length of training: the first column is the query, unless a route says so.
 
         Args:
             column: that is planned on, with its prompt and route.
-            place: among the columns of texts.
+            position: among the columns of texts.
         """
-        task = column.task or ("query" if place == 0 else "document")
+        task = column.task or ("query" if position == 0 else "document")
         length = self.args.max_length
         assert not isinstance(length, str)  # read from JSON by then
         return replace(column, task=task, max_length=length.get(task) if isinstance(length, dict) else length)

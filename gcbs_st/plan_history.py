@@ -111,7 +111,8 @@ class PlanHistory(TrainerCallback):
         # A resumed run starts with the plan of its checkpoint, which the interrupted run has kept.
         if files and _same(files[-1], samplers):
             return
-        cooled = state.global_step >= args.cooldown_start(state.max_steps)
+        cooldown = args.cooldown_start(state.max_steps)
+        cooled = cooldown is not None and state.global_step >= cooldown
         orders = {f"order_{i}": _small(sampler.order) for i, sampler in enumerate(samplers.values())}
         described = {
             "step": state.global_step,

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +21,25 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from gcbs_st.arguments import PlanningArguments
 from gcbs_st.callback import ReplanCallback
 from gcbs_st.checkpoint import last_whole_checkpoint, write_plan
-from gcbs_st.corpus import require_map_style
-from gcbs_st.embeddings import TextColumn, View, sentence_embedding
-from gcbs_st.harvest import ROWS_KEY
+from gcbs_st.embeddings import View, sentence_embedding
+from gcbs_st.harvest import ROWS_KEY, number_rows
 from gcbs_st.kept_rows import KeptRows
 from gcbs_st.model_card import MethodCallback
 from gcbs_st.planned_loading import PlannedLoading
-from gcbs_st.planning import fingerprint, refuse_model
+from gcbs_st.planners.algorithms.clusters import clusters_at
+from gcbs_st.planners.base import configured
 from gcbs_st.ranks import wait_for_all
 from gcbs_st.replanner import Replanner
-from gcbs_st.row_states import RowStates
+from gcbs_st.row_states import RowStates, find_row_losses
+from gcbs_st.rows.columns import TextColumn
+from gcbs_st.rows.training_set import require_map_style
 from gcbs_st.sources import EmbeddingSource
+from gcbs_st.training.loss_facts import contrasts_rows, loss_scale
+from gcbs_st.training.refusals import refuse_model
 
 logger = logging.getLogger(__name__)
 
@@ -63,25 +68,31 @@ class PlannedTraining(PlannedLoading):
             kwargs: the host's further arguments, by name.
 
         Raises:
-            TypeError: an IterableDataset, whose rows cannot be put in an order.
-            ValueError: the model of another trainer; what the host or `training_args_class` refuses.
+            TypeError: an IterableDataset, whose rows cannot be put in an order, with a loss that contrasts them.
+            ValueError: the model of another trainer; batches that another sampler composes, with such a loss; what the
+                host or `training_args_class` refuses.
         """
-        if train_dataset is not None:
-            require_map_style(train_dataset)
         refuse_model(model, type(self))
+        # Before the host, which refuses a stream without max_steps in its own words.
+        loss = kwargs.get("loss", rest[1] if len(rest) > 1 else None)
+        losses = list(loss.values()) if isinstance(loss, dict) else [loss]
+        if train_dataset is not None and any(one is None or contrasts_rows(one) for one in losses):
+            require_map_style(train_dataset)
         if args is not None:
             args = self.training_args_class.from_plain(args)
         self.resume_folder: str | None = None
         self._resumed_from: str | None = None
+        self._saves_checkpoint = False
         self._run_folder: Path | None = None
         self.kept_rows = KeptRows(self, super().collect_features)
         self.began = 0.0
-        self._fingerprint: str | None = None
         self._take_planner(args if args is not None else self.training_args_class("unused"))
         super().__init__(model, args, train_dataset, *rest, **kwargs)
-        self._show_progress()
+        vars(self.args)["claimed"] = True
+        self.refuse_unplannable()
         self.replanner = Replanner(self)
-        self.add_callback(ReplanCallback(self._begin_epoch, self.replanner.replan_tails, self._steps_an_epoch))
+        calls = (self._begin_training, self._begin_epoch, self.replanner.replan_tails, self._steps_an_epoch)
+        self.add_callback(ReplanCallback(*calls))
         self.add_callback(MethodCallback(self))
 
     # ---------------------------------------------------------------- for users to override
@@ -113,24 +124,25 @@ class PlannedTraining(PlannedLoading):
         """Returns what is planned on of the outputs of a pass; for trainers of models without a sentence embedding."""
         return sentence_embedding
 
-    def as_trained(self, column: TextColumn, place: int) -> TextColumn:
+    def as_trained(self, column: TextColumn, position: int) -> TextColumn:
         """Returns a column with all that training says of its texts; for hosts that say more than prompt and route.
 
         Args:
             column: that is planned on, with its prompt and route.
-            place: among the columns of texts.
+            position: among the columns of texts.
         """
         return column
 
     # ---------------------------------------------------------------- what the host calls
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Returns the host's loader over samplers of ours, and opens what is kept of its rows."""
+        """Returns the host's loader over samplers of ours; its batches carry the ids of their rows if anybody asks."""
         self._renew_planner()
-        # Again, where the host starts anew with smaller batches after it ran out of memory.
-        self.resume_folder = self._resumed_from
         loader = super().get_train_dataloader()
-        self.kept_rows.open(loader, self._run_folder or Path(str(self.args.output_dir)))
+        losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
+        harvests = self.args.embedding_source == "harvest" and self.planned_samplers
+        if harvests or any(find_row_losses(loss) for loss in losses):
+            number_rows(loader)
         return loader
 
     def train(
@@ -206,27 +218,34 @@ class PlannedTraining(PlannedLoading):
             output_dir: the folder.
             _internal_call: the host's.
         """
-        in_checkpoint = output_dir is not None and Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR)
-        if output_dir is None or not (in_checkpoint and self.is_in_train):
-            super().save_model(output_dir, _internal_call)
-            return
-        with_plan = not self.args.save_only_model
-        if with_plan:
-            self.kept_rows.sync()  # all processes save, but only one writes
-        if not self.args.should_save:
+        # A user may save a model on one process, and under any name, so nothing is said to the other processes here.
+        if output_dir is None or not (self._saves_checkpoint and self.args.should_save):
             super().save_model(output_dir, _internal_call)
             return
         # An earlier run in the same folder may have left a whole checkpoint of this step. Without its state
         # it does not look whole while its other files are overwritten.
         (Path(output_dir) / TRAINER_STATE_NAME).unlink(missing_ok=True)
         super().save_model(output_dir, _internal_call)
-        if with_plan:
+        if not self.args.save_only_model:
             self.kept_rows.save(Path(output_dir))
             states = {name: sampler.state_dict() for name, sampler in self.planned_samplers.items()}
             write_plan(output_dir, states, self.training_set_fingerprint())
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Saves a checkpoint as the host does, on all processes, after they have told each other what they know."""
+        if not self.args.save_only_model:
+            self.kept_rows.sync()
+        self._saves_checkpoint = True
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self._saves_checkpoint = False
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs as the host does, and beside the training loss which share of the negatives a guarded loss masked.
+        """Logs as the host does, and what there is to say of plans.
+
+        Beside the training loss that is the share of the negatives that a guarded loss masked, and at the end the share
+        of the time that went into plans.
 
         Args:
             logs: what is logged.
@@ -234,7 +253,14 @@ class PlannedTraining(PlannedLoading):
             kwargs: the host's.
         """
         masked = getattr(self.loss, "last_masked", None) if "loss" in logs else None
-        super().log(logs if masked is None else {**logs, "gcbs/masked": float(masked)}, *args, **kwargs)
+        more = {} if masked is None else {"gcbs/masked": float(masked)}
+        if "train_runtime" in logs and self.kept_rows.source is not None and self.replanner.plans_made:
+            more["gcbs/time_share"] = self.time_share()
+        super().log({**logs, **more} if more else logs, *args, **kwargs)
+
+    def time_share(self) -> float:
+        """Returns the share of this run's time until now that went into embedding, harvesting and planning."""
+        return round(self.source.seconds / max(1e-9, time.perf_counter() - self.began), 4)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Saves this process's random numbers as the host does, and waits for the others'.
@@ -265,9 +291,36 @@ class PlannedTraining(PlannedLoading):
         """The states that losses keep of rows, since the trainer first trained."""
         return self.kept_rows.row_states
 
+    def _begin_training(self) -> None:
+        """Opens what is kept of rows; on all processes, where no user can come alone."""
+        # Again, where the host starts anew with smaller batches after it ran out of memory.
+        self.resume_folder = self._resumed_from
+        for name in self.planned_samplers:
+            self.check_clusters(name)
+        losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
+        if self.planned_samplers or any(find_row_losses(loss) for loss in losses):
+            self.kept_rows.open(self._run_folder or Path(str(self.args.output_dir)))
+
+    def check_clusters(self, name: str) -> None:
+        """Raises if a batch cannot be made of as many clusters as the planner is asked for.
+
+        Args:
+            name: of a dataset that is planned.
+
+        Raises:
+            ValueError: says what divides the batch.
+        """
+        size = self.contrast_size(name)
+        if size % self.clusters_at_end:
+            raise ValueError(
+                f"clusters_per_batch: got {self.clusters_at_end} with {size} rows that are contrasted with one another, "
+                f"expected a divisor of {size}, so that all clusters have the same number of rows."
+            )
+
     def _begin_epoch(self, epoch: int, plan: bool) -> None:
         self._mix_for_epoch(epoch)
-        self.replanner.begin_epoch(epoch, plan)
+        if self.kept_rows.source is not None:
+            self.replanner.begin_epoch(epoch, plan)
 
     def _take_planner(self, args: PlanningArguments) -> None:
         self.planner = args.make_planner()
@@ -279,14 +332,28 @@ class PlannedTraining(PlannedLoading):
         self.args.check_planning()
         if self._planner_of != (self.args.planner, self.args.planner_options):
             self._take_planner(self.args)
-            self._show_progress()
 
-    def _show_progress(self) -> None:
-        if hasattr(self.planner, "show_progress"):
-            self.planner.show_progress = not self.args.disable_tqdm and self.is_world_process_zero()
+    @contextmanager
+    def planner_for(self, name: str) -> Iterator[None]:
+        """Lets `planner` know, meanwhile, what it plans for and how far training has come; the user's is not changed.
 
-    def training_set_fingerprint(self) -> str:
-        """Returns a text that another training set would not have; made once."""
-        if self._fingerprint is None:
-            self._fingerprint = fingerprint(self.train_dataset)
-        return self._fingerprint
+        Args:
+            name: of the dataset.
+
+        Yields:
+            Nothing.
+        """
+        own, size = self.planner, self.contrast_size(name)
+        settings: dict[str, Any] = {
+            "scale": loss_scale(self.loss_of(name), self.source.mean_square_norm(name)),
+            "epoch": self.planned_samplers[name].epoch,
+            "show_progress": not self.args.disable_tqdm and self.is_world_process_zero(),
+        }
+        if self.args.cluster_schedule == "curriculum":
+            done = self.state.global_step / max(1, self.state.max_steps)
+            settings["clusters_per_batch"] = clusters_at(done, size, self.clusters_at_end)
+        self.planner = configured(own, **settings)
+        try:
+            yield
+        finally:
+            self.planner = own

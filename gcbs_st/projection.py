@@ -41,9 +41,6 @@ class RandomProjection:
         """
         self.dimensions, self.seed = dimensions, seed
         self._signs: dict[torch.device, Tensor] = {}
-        self._squares: Tensor | float = 0.0
-        self._rows = 0
-        self._mean_square = 1.0
 
     def __call__(self, output: Mapping[str, Any]) -> Tensor | None:
         """Returns (B, d) float32 projections of the embeddings of a pass, None where it has none.
@@ -58,16 +55,7 @@ class RandomProjection:
         with torch.no_grad(), torch.autocast(embeddings.device.type, enabled=False):
             rows = (embeddings.to_dense() if embeddings.is_sparse else embeddings).detach().float()
             signs = self._signs_for(rows)
-            self._squares = self._squares + rows.square().sum()
-            self._rows += len(rows)
             return rows @ signs[:-1] + _SHARED_TERM * signs[-1]
-
-    def mean_square_norm(self) -> float:
-        """Returns the mean squared norm of the embeddings that passed since it was last asked for; 1 before any did."""
-        if self._rows:
-            self._mean_square = float(self._squares) / self._rows
-            self._squares, self._rows = 0.0, 0
-        return self._mean_square
 
     def _signs_for(self, rows: Tensor) -> Tensor:
         if rows.device not in self._signs:

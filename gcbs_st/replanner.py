@@ -15,13 +15,14 @@ import numpy as np
 
 from gcbs_st.checkpoint import read_plan
 from gcbs_st.parallel_planning import plan_with_all, splits_work
-from gcbs_st.planners import RandomPlanner, check_order
+from gcbs_st.planners import RandomPlanner, check_order, name_of
 from gcbs_st.planners.base import check_batches
-from gcbs_st.planning import clusters_at, gathers_negatives, loss_scale, plan_record
-from gcbs_st.projection import RandomProjection
+from gcbs_st.planners.estimate import estimate_quality
+from gcbs_st.planners.quality import PlanQuality
 from gcbs_st.ranks import agree, agree_on_rows, failing_together
 from gcbs_st.sampler import PlannedBatchSampler
 from gcbs_st.source_parts import Fetched
+from gcbs_st.training.loss_facts import loss_scale, scores_dot_products
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +34,13 @@ class Replanner:
     """Plans the epochs of one trainer, and takes plans over from its checkpoints."""
 
     def __init__(self, trainer: Any) -> None:
-        """Takes whom to plan for.
+        """Takes the trainer.
 
         Args:
             trainer: a `GCBSTrainer`.
         """
         self.trainer = trainer
+        self.plans_made = 0
 
     def begin_epoch(self, epoch: int, plan: bool) -> None:
         """Starts an epoch, with the plan of the checkpoint that the run resumes from or a new one.
@@ -122,12 +124,11 @@ class Replanner:
             fetched = self.trainer.source.fetch(name, rows, self.trainer.state.global_step, everything=overlapping)
             seconds = time.perf_counter() - began
             self.trainer.source.seconds = harvesting + seconds
-            size = self.contrast_rows(name)
+            size = self.trainer.contrast_size(name)
             if not agree(len(fetched.rows) >= 2 * size, ranks):
                 return
-            self._set_progress(sampler.epoch, size)
             new = np.empty(planned, np.int64)
-            with failing_together("planning", ranks):
+            with failing_together("planning", ranks), self.trainer.planner_for(name):
                 if self.trainer.is_world_process_zero():
                     new = self.plan_rows(name, fetched, tail[:planned], rng, seconds)[:planned]
                 elif self._splits_work():
@@ -151,7 +152,7 @@ class Replanner:
         Returns:
             (m,) the rows in their new order; any rows where batches overlap.
         """
-        planner, size = self.trainer.planner, self.contrast_rows(name)
+        planner, size = self.trainer.planner, self.trainer.contrast_size(name)
         began = time.perf_counter()
         overlapping = getattr(planner, "overlapping", False)
         rows, anchors, positives = (
@@ -165,68 +166,71 @@ class Replanner:
         order = self._order((anchors, positives), size, rng)
         if overlapping:
             new = rows[check_batches(order, len(rows), size, repr(planner))]
+            if (shared := self.trainer.planned_samplers[name].shared_values) is not None:
+                new = shared.replace_clashing(new, size, rng)
         else:
             # Rows without embeddings fill batches of their own, in the order that they had.
             new = rows[check_order(order, len(rows), repr(planner))]
             new = self._separated(np.concatenate([new, tail[~np.isin(tail, rows)]]), name)
-        blocks = new[: len(new) // size * size].reshape(-1, size)
-        # Measured on the batches whose rows all have embeddings.
-        measured = blocks[np.isin(blocks, rows).all(axis=1)].ravel()
-        if not overlapping and len(measured) < len(rows):
-            kept = np.isin(rows, measured)
-            rows, anchors, positives = rows[kept], anchors[kept], positives[kept]
-        quality = plan_record(
-            anchors,
-            positives,
-            np.searchsorted(rows, measured),
-            size,
-            self._scale(name),
-            repeats=overlapping,
-        )
+        quality = self._measure(name, rows, (anchors, positives), new, size)
         plan_seconds = time.perf_counter() - began
         self.trainer.source.seconds += plan_seconds
-        record = {
-            **quality,
+        self.plans_made += 1
+        record: dict[str, float] = {} if quality is None else quality.logged()
+        record |= {
             "planned_rows": len(order),
             "embed_seconds": round(embed_seconds, 4),
             "plan_seconds": round(plan_seconds, 4),
-            "time_share": round(self.trainer.source.seconds / max(1e-9, time.perf_counter() - self.trainer.began), 4),
+            "time_share": self.trainer.time_share(),
         }
         if len(fetched.ages):
             record |= {"embedding_age": float(fetched.ages.mean()), "embedding_age_max": float(fetched.ages.max())}
+        self._report(name, record)
         prefix = f"gcbs/{name}/" if name else "gcbs/"
         self.trainer.log({prefix + key: value for key, value in record.items()})
         return new
 
-    def _set_progress(self, epoch: int, size: int) -> None:
-        """Tells the planner, on every process, what it does not know: how far the training has come."""
-        planner, state = self.trainer.planner, self.trainer.state
-        if hasattr(planner, "epoch"):
-            planner.epoch = epoch
-        if self.trainer.args.cluster_schedule == "curriculum":
-            done = state.global_step / max(1, state.max_steps)
-            planner.clusters_per_batch = clusters_at(done, size, self.trainer.clusters_at_end)
+    def _measure(
+        self, name: str, rows: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], new: np.ndarray, size: int
+    ) -> PlanQuality | None:
+        """The quality of the batches whose rows all have embeddings; None if there is no such batch, or no pair in them."""
+        blocks = new[: len(new) // size * size].reshape(-1, size)
+        measured = np.searchsorted(rows, blocks[np.isin(blocks, rows).all(axis=1)].ravel())
+        are_pairs = self._are_pairs(name, rows)
+        if not len(measured) or (are_pairs is not None and not are_pairs[measured].any()):
+            return None
+        scale = loss_scale(self.trainer.loss_of(name), self.trainer.source.mean_square_norm(name))
+        return estimate_quality(*pairs, measured, size, scale=scale, are_pairs=are_pairs)
 
-    def contrast_rows(self, name: str) -> int:
-        """Returns how many rows are contrasted with one another, which is what is planned as one batch.
+    def _are_pairs(self, name: str, rows: np.ndarray) -> np.ndarray | None:
+        """(m,) bool, False for rows whose label says that their texts do not belong together; None without labels."""
+        dataset = self.trainer.source.parts[name].dataset
+        labels = [one for one in self.trainer.data_collator.valid_label_columns if one in dataset.column_names]
+        if not labels:
+            return None
+        values = np.asarray(dataset.with_format(None)[labels[0]][:])
+        return values[rows] > 0 if values.ndim == 1 and np.issubdtype(values.dtype, np.number) else None
 
-        Args:
-            name: of the dataset.
-
-        Returns:
-            The rows of a batch, times the processes if the loss gathers the negatives of all.
-        """
-        rows: int = self.trainer.planned_samplers[name].batch_size
-        return rows * (self.trainer.args.world_size if gathers_negatives(self._loss_of(name)) else 1)
-
-    def _scale(self, name: str) -> float:
-        """What the loss multiplies cosines with; only projected embeddings have norms that are kept."""
-        view = self.trainer.source.options.view
-        norm = view.mean_square_norm() if isinstance(view, RandomProjection) else 1.0
-        return loss_scale(self._loss_of(name), norm)
-
-    def _loss_of(self, name: str) -> Any:
-        return self.trainer.loss.get(name) if isinstance(self.trainer.loss, dict) else self.trainer.loss
+    def _report(self, name: str, record: dict[str, float]) -> None:
+        """One line for each plan, and one per run where the plan does not see all that the loss does."""
+        columns = self.trainer.source.parts[name].columns
+        if scores_dot_products(self.trainer.loss_of(name)):
+            self.trainer.warn_once(
+                f"dot products of {name}",
+                "%s scores with dot products, but plans go by cosines: the norms of the embeddings move no row. What is "
+                "logged of plans is of cosines times the mean squared norm, as if all embeddings were of that norm.",
+                type(self.trainer.loss_of(name)).__name__,
+            )
+        logger.info(
+            "Planned %d rows of %s with %s on %s: embedding %.1f s, planning %.1f s%s.",
+            record["planned_rows"],
+            name or "the training set",
+            name_of(self.trainer.planner),
+            " and ".join(column.name for column in columns),
+            record["embed_seconds"],
+            record["plan_seconds"],
+            f", closed {record['closed']:.2f}" if "closed" in record else "",
+        )
 
     def _splits_work(self) -> bool:
         """Whether all processes plan; a user's own `plan_batches` is promised all rows, on the main one."""
@@ -245,19 +249,18 @@ class Replanner:
         )
 
     def _separated(self, order: np.ndarray, name: str) -> np.ndarray:
+        """The order with rows that share a text or group apart, as far as can be."""
         sampler = self.trainer.planned_samplers[name]
-        if sampler.shared_values is None:
+        shared, sizes = sampler.shared_values, (sampler.contrast_size, sampler.batch_size)
+        if shared is None:
             return order
-        # Where a step of all processes has no place for a row, at least its own process's batch should.
-        for size in dict.fromkeys((self.contrast_rows(name), sampler.batch_size)):
-            separated = sampler.shared_values.separate(order, size)
-            if separated is not None:
-                return np.asarray(separated)
-        logger.warning(
-            "No exchange of rows keeps duplicates apart in this plan; these rows keep their former batches."
-        )
+        separated = shared.separate_for(order, *sizes)
+        # The former batches of these rows, if they were better, and nobody who asks for no duplicates gets any.
         start = sampler.cursor * sampler.batch_size
-        return sampler.order[start : start + len(order)].copy()
+        former = sampler.order[start : start + len(order)]
+        if self.trainer.args.no_duplicates and shared.clashes(separated, sizes[1]):
+            return separated if shared.clashes(former, sizes[1]) else former.copy()
+        return separated
 
     def _shuffled(self, order: np.ndarray, sampler: PlannedBatchSampler, ranks: int) -> np.ndarray:
         """Batches in random order; the batches that the ranks draw in one step stay side by side."""

@@ -21,7 +21,7 @@ from transformers import PrinterCallback, set_seed
 
 from gcbs_st.arms import DevCurve, Run, loss_with_guide, make_arguments
 from gcbs_st.baselines import HostTrainer, MinedRows, mine_negatives
-from gcbs_st.config import ConfigError, ExperimentConfig, MineConfig, build, dump_config
+from gcbs_st.config import ConfigError, ExperimentConfig, MineConfig, ModelConfig, build, dump_config
 from gcbs_st.experiment import (
     Record,
     initial_model,
@@ -109,7 +109,7 @@ class Runner:
         self._task_record = task_record(materials)
         self.dev_steps = dev_steps
         self.save_models = save_models
-        self._mined: dict[MineConfig, MinedRows] = {}
+        self._mined: dict[tuple[MineConfig, ModelConfig], MinedRows] = {}
 
     def finished(self, run: Run) -> Record | None:
         """Returns the record of a run that is finished with the same configuration, data and tasks, or None."""
@@ -187,14 +187,16 @@ class Runner:
         return record
 
     def _mine(self, config: ExperimentConfig, options: MineConfig) -> MinedRows:
-        if options not in self._mined:
-            self._mined[options] = mine_negatives(
+        # Of the model that this run starts from: a sweep may start from others.
+        key = (options, config.model)
+        if key not in self._mined:
+            self._mined[key] = mine_negatives(
                 self.materials.train,
                 initial_model(config),
                 **dataclasses.asdict(options),
                 batch_size=config.evaluation.batch_size,
             )
-        return self._mined[options]
+        return self._mined[key]
 
 
 def plan_log(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

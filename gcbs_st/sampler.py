@@ -14,10 +14,7 @@ import torch
 from datasets import Dataset
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
-from gcbs_st.duplicates import SharedValues
-
-# Random orders that are tried where rows with shared values must be kept apart.
-_ATTEMPTS = 20
+from gcbs_st.batches.shared_values import SharedValues
 
 
 class PlannedBatchSampler(DefaultBatchSampler):
@@ -44,6 +41,7 @@ class PlannedBatchSampler(DefaultBatchSampler):
         generator: torch.Generator | None = None,
         seed: int = 0,
         shared_values: SharedValues | None = None,
+        contrast_size: int | None = None,
     ) -> None:
         """Takes what the host gives to every batch sampler.
 
@@ -54,10 +52,11 @@ class PlannedBatchSampler(DefaultBatchSampler):
             valid_label_columns: kept for the host.
             generator: kept for the host, never drawn from: all samplers of a run share it.
             seed: of the random orders, together with the epoch.
-            shared_values: what rows must not share within a batch, or None to let them.
+            shared_values: what rows should not share where they are contrasted, or None to let them.
+            contrast_size: rows that are contrasted with one another; None for the rows of a batch.
 
         Raises:
-            ValueError: fewer rows than a batch, or values shared by so many rows that no plan keeps them apart.
+            ValueError: fewer rows than a batch.
         """
         super().__init__(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
         if len(dataset) < batch_size:
@@ -67,6 +66,7 @@ class PlannedBatchSampler(DefaultBatchSampler):
             )
         self.rows = len(dataset)
         self.shared_values = shared_values
+        self.contrast_size = contrast_size or batch_size
         self.epoch = 0
         self.plan_count = 0
         self.cursor = 0
@@ -179,15 +179,8 @@ class PlannedBatchSampler(DefaultBatchSampler):
 
     def _random_order(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self.rows)
         if self.shared_values is None:
-            return rng.permutation(self.rows)[: len(self) * self.batch_size]
-        # The search is greedy: where many values are shared one order may defeat it and the next one not.
-        for _ in range(_ATTEMPTS):
-            order = self.shared_values.draw(rng.permutation(self.rows), len(self), self.batch_size)
-            separated = self.shared_values.separate(order, self.batch_size)
-            if separated is not None:
-                return separated
-        raise ValueError(
-            f"group_column or batch_sampler=no_duplicates: no way was found to fill {len(self)} batches of {self.batch_size} rows "
-            "without a repeated value. De-duplicate the training set, or lower per_device_train_batch_size."
-        )
+            return order[: len(self) * self.batch_size]
+        drawn = self.shared_values.draw(order, len(self), self.batch_size)
+        return self.shared_values.separate_for(drawn, self.contrast_size, self.batch_size)

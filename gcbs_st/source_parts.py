@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 
-from gcbs_st.embeddings import TextColumn, View, sentence_embedding
-from gcbs_st.store import EmbeddingStore
+from gcbs_st.embeddings import Collate, View, sentence_embedding
+from gcbs_st.rows.columns import TextColumn
 
 EMBEDDINGS_FOLDER = "gcbs_embeddings"
 
@@ -48,6 +47,8 @@ class SourceOptions:
         batch_size: texts a forward pass when encoding.
         show_progress: of encoding.
         view: what is planned on of the outputs of a pass, encoded or harvested.
+        collate: makes the features of rows, where the user's collator may change texts; None to encode them as they
+            are.
     """
 
     harvest: bool
@@ -59,23 +60,7 @@ class SourceOptions:
     batch_size: int
     show_progress: bool
     view: View = sentence_embedding
-
-
-@dataclass
-class Part:
-    """One of the datasets that is trained on.
-
-    Attributes:
-        dataset: its rows.
-        columns: that are planned from, anchors first.
-        places: of these columns among the columns of texts, as a loss sees them.
-        store: of its embeddings, if they are harvested.
-    """
-
-    dataset: Dataset
-    columns: Sequence[TextColumn]
-    places: Sequence[int] = (0, 1)
-    store: EmbeddingStore | None = None
+    collate: Collate | None = None
 
 
 NOTHING = Fetched(np.zeros(0, np.int64), [], np.zeros(0))

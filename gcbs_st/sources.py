@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from gcbs_st.embeddings import encode_rows
+from gcbs_st.embeddings import MeanSquare, encode_collated, encode_rows, no_embeddings
 from gcbs_st.harvest import Harvester, find_dataset
 from gcbs_st.ranks import agree, failing_together, gather_rows, wait_for_all
-from gcbs_st.source_parts import EMBEDDINGS_FOLDER, NOTHING, Fetched, Part, SourceOptions, make_key
+from gcbs_st.rows.columns import read_columns
+from gcbs_st.rows.training_set import TrainingPart
+from gcbs_st.source_parts import EMBEDDINGS_FOLDER, NOTHING, Fetched, SourceOptions, make_key
 from gcbs_st.store import NEVER, EmbeddingStore
 from gcbs_st.word_vectors import average_words
 
@@ -32,7 +34,7 @@ class EmbeddingSource:
     def __init__(
         self,
         model: Any,
-        parts: Mapping[str, Part],
+        parts: Mapping[str, TrainingPart],
         options: SourceOptions,
         *,
         fingerprint: str = "",
@@ -59,6 +61,9 @@ class EmbeddingSource:
         self.device = device or torch.device("cpu")
         self.harvests = options.harvest
         self.seconds = 0.0
+        self.norms = MeanSquare()
+        self.stores: dict[str, EmbeddingStore] = {}
+        self._warned: set[str] = set()
         self._harvester: Harvester | None = None
         self._outbox: dict[str, list[tuple[np.ndarray, np.ndarray, list[np.ndarray]]]] = {name: [] for name in parts}
         self._starts = np.cumsum([0, *[len(part.dataset) for part in self.parts.values()]])
@@ -67,7 +72,9 @@ class EmbeddingSource:
         if not self.harvests:
             return
         for index, (name, part) in enumerate(self.parts.items()):
-            part.store = EmbeddingStore(
+            if not part.columns:
+                continue
+            self.stores[name] = EmbeddingStore(
                 len(part.dataset),
                 len(part.columns),
                 make_key(fingerprint, name, part.columns, model, options.view),
@@ -75,19 +82,18 @@ class EmbeddingSource:
                 folder=options.folder / str(index) if options.folder is not None else None,
             )
             if is_main:
-                part.store.clear()
+                self.stores[name].clear()
         wait_for_all(processes)  # nobody writes before the files of an earlier run are gone
-        self._harvester = Harvester(model, next(iter(self.parts.values())).places, options.view)
+        self._harvester = Harvester(model, next(iter(self.parts.values())).column_positions, options.view)
 
     def close(self) -> None:
         """Stops watching the model and deletes what is stored outside of checkpoints."""
         if self._harvester is not None:
             self._harvester.detach()
-        for part in self.parts.values():
-            if part.store is not None:
-                part.store.close()
-                if self.is_main:
-                    part.store.clear()
+        for store in self.stores.values():
+            store.close()
+            if self.is_main:
+                store.clear()
 
     # ---------------------------------------------------------------- harvest
 
@@ -105,10 +111,14 @@ class EmbeddingSource:
         if self._harvester is None or not self.harvests:
             yield
             return
-        # A batch is of one dataset.
-        places = None if rows is None else list(self.parts.values())[find_dataset(self._starts, rows)].places
-        with self._harvester.watching(rows, step, places):
-            yield
+        if rows is None:
+            with self._harvester.watching(None, step):
+                yield
+        else:
+            # A batch is of one dataset, which may be one that is not planned.
+            part = list(self.parts.values())[find_dataset(self._starts, rows)]
+            with self._harvester.watching(rows if part.columns else None, step, part.column_positions):
+                yield
         if self._harvester.is_full:
             self._store_harvest()
 
@@ -120,15 +130,18 @@ class EmbeddingSource:
     def _store_harvest(self) -> None:
         began = time.perf_counter()
         assert self._harvester is not None
-        for rows, step, arrays in self._harvester.take():
+        for rows, step, arrays, norms in self._harvester.take():
             if len(rows):
                 index = find_dataset(self._starts, rows)
-                self._put(list(self.parts)[index], rows - self._starts[index], arrays, step)
+                name = list(self.parts)[index]
+                self._put(name, rows - self._starts[index], arrays, step)
+                store = self.stores[name]
+                store.squares += float((norms.astype(np.float64) ** 2).sum())
+                store.squares_count += norms.size
         self.seconds += time.perf_counter() - began
 
     def _put(self, name: str, rows: np.ndarray, arrays: list[np.ndarray], step: int) -> None:
-        store = self.parts[name].store
-        assert store is not None
+        store = self.stores[name]
         if self.processes == 1 or self._shares_files:
             store.write(rows, arrays, step)
         else:
@@ -144,14 +157,14 @@ class EmbeddingSource:
         if self._shares_files:
             wait_for_all(self.processes)
             return
-        for name, part in self.parts.items():
+        for name, store in self.stores.items():
             rows = [np.zeros(0, np.int64), *[rows for rows, _, _ in self._outbox[name]]]
             steps = [np.zeros(0, np.int64), *[steps for _, steps, _ in self._outbox[name]]]
             arrays = [
                 np.concatenate([arrays[column] for _, _, arrays in self._outbox[name]])
                 if self._outbox[name]
                 else np.zeros((0, 0), np.float32)
-                for column in range(len(part.columns))
+                for column in range(store.columns)
             ]
             self._outbox[name] = []
             gathered = [
@@ -159,10 +172,9 @@ class EmbeddingSource:
                 for one in (np.concatenate(rows), np.concatenate(steps), *arrays)
             ]
             if self.is_main and len(gathered[0]):
-                assert part.store is not None
                 latest_last = np.argsort(gathered[1], kind="stable")
                 sent = [one[latest_last] for one in gathered]
-                part.store.write(sent[0], sent[2:], sent[1])
+                store.write(sent[0], sent[2:], sent[1])
 
     # ---------------------------------------------------------------- what plans are made from
 
@@ -191,10 +203,15 @@ class EmbeddingSource:
                 )
                 self.harvests = False
         if not self.harvests:
+            self.norms = MeanSquare()
             arrays = self._encode(name, rows)
-            return Fetched(rows, arrays, np.zeros(len(rows))) if self.is_main else NOTHING
-        store = self.parts[name].store
-        assert store is not None
+            if not self.is_main:
+                return NOTHING
+            useful = self._useful(name, rows, arrays)
+            kept = [array if useful.all() else array[useful] for array in arrays]
+            return Fetched(rows[useful], kept, np.zeros(int(useful.sum())))
+        self._refuse_diverged(name, rows)
+        store = self.stores[name]
         steps = store.steps() if self.is_main else np.zeros(0, np.int64)
         first = bool((steps == NEVER).all())
         missing, first = agree((self._choose(rows, steps, step, first, everything), first), self.processes)
@@ -207,6 +224,47 @@ class EmbeddingSource:
             return NOTHING
         seen = rows[steps[rows] != NEVER]
         return Fetched(seen, store.read(seen) if len(seen) else [], step - steps[seen])
+
+    def mean_square_norm(self, name: str) -> float:
+        """Returns the mean squared norm of the embeddings, before they were scaled to unit rows; 1 if none was seen.
+
+        Args:
+            name: of the dataset.
+        """
+        if not self.harvests:
+            return self.norms.value
+        store = self.stores[name]
+        return store.squares / store.squares_count if store.squares_count else 1.0
+
+    def _useful(self, name: str, rows: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
+        """(m,) bool, whether all texts of a row have an embedding; a warning, once, where some have none."""
+        with_text = np.stack([array.any(axis=1) for array in arrays])
+        useful: np.ndarray = with_text.all(axis=0)
+        if not useful.all() and name not in self._warned:
+            self._warned.add(name)
+            row = np.flatnonzero(~useful)[0]
+            column = int(np.flatnonzero(~with_text[:, row])[0])
+            part = self.parts[name]
+            text = read_columns(part.dataset, rows[[row]], [part.columns[column].name])[0][0]
+            of = f" {name!r}" if name else ""
+            logger.warning(
+                "%d of %d rows of the training set%s have a text without an embedding (zero, NaN or infinity), for "
+                "example %.120r in row %d. They are trained as ever, but not planned: they fill batches with random rows.",
+                int((~useful).sum()),
+                len(rows),
+                of,
+                text,
+                rows[row],
+            )
+        return useful
+
+    def _refuse_diverged(self, name: str, rows: np.ndarray) -> None:
+        """Raises, on all processes, where nothing that was harvested can be used."""
+        assert self._harvester is not None
+        seen, useful = agree((self._harvester.rows_seen, self._harvester.rows_useful), self.processes)
+        if seen and not useful:
+            part = self.parts[name]
+            raise ValueError(no_embeddings(read_columns(part.dataset, rows[:1], [part.columns[0].name])[0][0]))
 
     def _choose(self, rows: np.ndarray, steps: np.ndarray, step: int, first: bool, everything: bool) -> np.ndarray:
         """The rows to be encoded, on the process that plans: never embedded ones first, then the oldest."""
@@ -221,10 +279,12 @@ class EmbeddingSource:
         return np.sort(chosen)
 
     def _refresh(self, name: str, rows: np.ndarray, step: int) -> None:
-        part, mine = self.parts[name], self._slice(rows)
+        mine = self._slice(rows)
         with failing_together("embedding", self.processes):
             if len(mine):
-                self._put(name, mine, self._encode_own(part, mine), step)
+                arrays = self._encode_own(name, mine)
+                useful = self._useful(name, mine, arrays)
+                self._put(name, mine[useful], [array[useful] for array in arrays], step)
         self.sync()
 
     def _slice(self, rows: np.ndarray) -> np.ndarray:
@@ -235,23 +295,26 @@ class EmbeddingSource:
     def _encode(self, name: str, rows: np.ndarray) -> list[np.ndarray]:
         """One array a column on the process that plans, of rows that all processes have a share in encoding."""
         with failing_together("embedding", self.processes):
-            arrays = self._encode_own(self.parts[name], self._slice(rows))
+            arrays = self._encode_own(name, self._slice(rows))
         if self.processes == 1:
             return arrays
         return [gather_rows(array, self.processes, self.device) for array in arrays]
 
-    def _encode_own(self, part: Part, rows: np.ndarray) -> list[np.ndarray]:
+    def _encode_own(self, name: str, rows: np.ndarray) -> list[np.ndarray]:
+        part = self.parts[name]
         if not len(rows):
             return [np.zeros((0, 0), np.float32) for _ in part.columns]
-        return encode_rows(
-            self.model,
-            part.dataset,
-            rows,
-            part.columns,
-            batch_size=self.options.batch_size,
-            show_progress=self.options.show_progress,
-            autocast=self.autocast,
-            view=self.options.view,
+        passes: dict[str, Any] = {
+            "batch_size": self.options.batch_size,
+            "progress": f"planning {name}".strip() if self.options.show_progress and self.is_main else None,
+            "autocast": self.autocast,
+            "view": self.options.view,
+            "norms": self.norms,
+        }
+        if self.options.collate is None:
+            return encode_rows(self.model, part.dataset, rows, part.columns, **passes)
+        return encode_collated(
+            self.model, part.dataset, rows, part.columns, part.column_positions, self.options.collate, **passes
         )
 
     def _average_words(self, name: str, rows: np.ndarray) -> Fetched:
@@ -272,9 +335,9 @@ class EmbeddingSource:
         """
         if not self.harvests or not self.is_main:
             return
-        for index, part in enumerate(self.parts.values()):
-            if part.store is not None:
-                part.store.save(folder / EMBEDDINGS_FOLDER / str(index))
+        for index, name in enumerate(self.parts):
+            if name in self.stores:
+                self.stores[name].save(folder / EMBEDDINGS_FOLDER / str(index))
 
     def load(self, folder: Path) -> None:
         """Takes what was harvested until a checkpoint; a checkpoint without it is reported, and nothing taken.
@@ -283,10 +346,11 @@ class EmbeddingSource:
             folder: the checkpoint's.
         """
         if self.harvests and self.is_main:
-            for index, part in enumerate(self.parts.values()):
-                assert part.store is not None
+            for index, name in enumerate(self.parts):
+                if name not in self.stores:
+                    continue
                 try:
-                    part.store.load(folder / EMBEDDINGS_FOLDER / str(index))
+                    self.stores[name].load(folder / EMBEDDINGS_FOLDER / str(index))
                 except ValueError as error:
                     logger.warning(
                         "The embeddings in the checkpoint cannot be resumed from: %s. Plans start as in a new run.",

@@ -53,6 +53,8 @@ class EmbeddingStore:
         self._arrays: list[np.ndarray] = []
         self._steps: np.ndarray = np.zeros(0, np.int32)
         self._files: list[int] = []
+        # Sum of squared norms, before they were scaled to unit rows, and their number.
+        self.squares, self.squares_count = 0.0, 0
 
     @property
     def row_bytes(self) -> int:
@@ -63,6 +65,7 @@ class EmbeddingStore:
         """Forgets all rows, and deletes the files."""
         self.close()
         self.dim, self._arrays, self._steps = None, [], np.zeros(0, np.int32)
+        self.squares, self.squares_count = 0.0, 0
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -148,6 +151,7 @@ class EmbeddingStore:
             "columns": self.columns,
             "dtype": self.dtype.name,
             "dim": self.dim if self._attach() else None,
+            "squares": [self.squares, self.squares_count],
         }
         if described["dim"] is not None:
             for column in range(self.columns):
@@ -179,6 +183,7 @@ class EmbeddingStore:
                 raise ValueError(f"{folder} has the {name} {described.get(name)}, but this run {getattr(self, name)}")
         if described.get("dtype") != self.dtype.name:
             raise ValueError(f"{folder} is {described.get('dtype')}, but this run stores {self.dtype.name}")
+        self.squares, self.squares_count = described.get("squares", (0.0, 0))
         if described["dim"] is None:
             return
         size = self.rows * int(described["dim"]) * self.dtype.itemsize

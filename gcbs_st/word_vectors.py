@@ -15,7 +15,8 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
-from gcbs_st.embeddings import TextColumn, encode_rows, evaluation_mode, read_columns
+from gcbs_st.embeddings import encode_rows, evaluation_mode
+from gcbs_st.rows.columns import TextColumn, read_columns
 
 # a of the paper.
 _SMOOTHING = 1e-3

@@ -127,8 +127,9 @@ def measure_runs(arguments: argparse.Namespace) -> dict[str, Any]:
     Returns:
         What goes into the JSON.
     """
-    from gcbs_st.corpus import corpus_hash, load_corpus
+    from gcbs_st.corpus import load_corpus
     from gcbs_st.files import write_json
+    from gcbs_st.rows.training_set import corpus_hash
 
     setting = SETTINGS[arguments.setting]
     rows = load_corpus(arguments.pairs, columns=["anchor", "positive"], max_rows=arguments.rows or setting["rows"])
@@ -291,7 +292,7 @@ def run_once(arguments: argparse.Namespace, rows: Any, name: str, *, seed: int, 
 def judge_plans(trainer: Any) -> None:
     """Make a trainer compare its plans with those made from freshly encoded rows, in `trainer.judged`."""
     from gcbs_st.embeddings import encode_rows
-    from gcbs_st.quality import plan_quality
+    from gcbs_st.planners.quality import plan_quality
 
     trainer.judged = []
     own_plan, plan_rows = trainer.plan_batches, trainer.replanner.plan_rows
@@ -357,12 +358,13 @@ def run_rank(arguments: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from gcbs_st.corpus import load_corpus
-    from gcbs_st.embeddings import encode_rows, text_columns
+    from gcbs_st.embeddings import encode_rows
     from gcbs_st.files import write_json
     from gcbs_st.models import load_model
     from gcbs_st.parallel_planning import plan_with_all
     from gcbs_st.planners import make_planner
-    from gcbs_st.quality import plan_quality
+    from gcbs_st.planners.quality import plan_quality
+    from gcbs_st.rows.columns import text_columns
 
     state = PartialState(cpu=True)
     pairs: tuple[np.ndarray, np.ndarray] | None = None

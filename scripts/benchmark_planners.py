@@ -254,7 +254,7 @@ def make_table(report: dict[str, Any]) -> str:
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Return seconds, compile seconds, peak bytes and quality of one method."""
-    from gcbs_st.quality import plan_quality
+    from gcbs_st.planners.quality import plan_quality
 
     anchors, positives = (np.load(path, mmap_mode="r") for path in job["files"])
     if job["method"] in BASELINES:

@@ -93,11 +93,11 @@ class Stored(TrainerCallback):
         source.sync()
         if not self.trainer.is_world_process_zero():
             return
-        part = source.parts[""]
-        rows = np.flatnonzero(part.store.steps() >= 0)
+        part, store = source.parts[""], source.stores[""]
+        rows = np.flatnonzero(store.steps() >= 0)
         encoded = encode_rows(self.trainer.model, part.dataset, rows, part.columns, batch_size=16)
-        errors = [np.abs(one - other).max() for one, other in zip(part.store.read(rows), encoded, strict=True)]
-        self.seen = {"rows": rows.tolist(), "error": float(max(errors)), "in_files": part.store.folder is not None}
+        errors = [np.abs(one - other).max() for one, other in zip(store.read(rows), encoded, strict=True)]
+        self.seen = {"rows": rows.tolist(), "error": float(max(errors)), "in_files": store.folder is not None}
 
 
 def harvest(model_folder: str, output: Path, **given: Any) -> dict[str, Any]:

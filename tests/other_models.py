@@ -112,9 +112,9 @@ class Watching(Recording):
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if self.args.embedding_source == "harvest":
             self.source.sync()
-            part = self.source.parts[""]
-            self.seen = np.flatnonzero(part.store.steps() != NEVER)
-            self.harvested = [np.array(one) for one in part.store.read(self.seen)]
+            store = self.source.stores[""]
+            self.seen = np.flatnonzero(store.steps() != NEVER)
+            self.harvested = [np.array(one) for one in store.read(self.seen)]
 
 
 def batches_of_ids(trainer: Any, rows: Dataset) -> list[list[int]]:

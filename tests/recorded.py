@@ -29,6 +29,7 @@ class Recording:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.data_collator = TextCollator(self.data_collator)
+        self.data_collator_class = TextCollator  # not taken for a user's, which may change texts
         self.trained: list[tuple[int, list[tuple[str, ...]]]] = []
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any) -> torch.Tensor:

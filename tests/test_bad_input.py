@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
 from gcbs_st.checkpoint import PLAN_FILE, last_whole_checkpoint, read_plan
-from gcbs_st.planning import refuse_unsupported
+from gcbs_st.training.refusals import refuse_unsupported
 
 B = 8
 
@@ -53,32 +53,52 @@ ROWS = {
         lambda: make_pairs(32).remove_columns("positive").add_column("label", [1.0] * 32),
         ["['anchor']", "at least two (anchor and positive)"],
     ),
-    "no rows": (
-        lambda: make_pairs(32).select([]),
-        ["has 0 rows", "a batch takes 8", "add rows"],
+    "no column of texts": (
+        lambda: Dataset.from_dict({"label": [1.0] * 32}),
+        ["['label']", "at least one that holds texts"],
     ),
-    "one row": (
-        lambda: make_pairs(1),
-        ["has 1 rows", "a batch takes 8", "lower per_device_train_batch_size to 1 or less"],
+    "a column of numbers": (
+        lambda: make_pairs(32).add_column("year", [1999] * 32),
+        ["column 'year' of the training set holds 1999", "remove_columns"],
     ),
-    "fewer rows than a batch": (
-        lambda: make_pairs(7),
-        ["has 7 rows", "a batch takes 8", "lower per_device_train_batch_size to 7 or less, or add rows"],
-    ),
-    "fewer rows than a batch in one of two datasets": (
-        lambda: DatasetDict(a=make_pairs(32), b=make_pairs(7)),
-        ["has 7 rows", "a batch takes 8"],
+    "ids before the texts": (
+        lambda: make_pairs(32).add_column("id", [*range(32)]).select_columns(["id", "anchor", "positive"]),
+        ["column 'id' of the training set holds 0", "embedded as text"],
     ),
 }
 
 
 @pytest.mark.parametrize("rows, parts", ROWS.values(), ids=ROWS)
-def test_rows_that_make_no_batch(tmp_path, rows, parts):
-    """Missing columns and too few rows are refused before anything is trained or written."""
+def test_rows_that_make_no_batch(tmp_path, monkeypatch, rows, parts):
+    """What no loss could take is refused before any row is embedded, trained or written."""
+    embedded = []
+    monkeypatch.setattr("gcbs_st.sources.encode_rows", lambda *args, **given: embedded.append(args))
     with pytest.raises(ValueError) as error:
         make_trainer(tmp_path, rows()).train()
+    assert [] == embedded
     assert [] == [part for part in parts if part not in str(error.value)], str(error.value)
     assert [] == [*tmp_path.glob("checkpoint-*")]
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_fewer_rows_than_a_batch_are_trained_as_the_host_trains_them(tmp_path, caplog, count):
+    """In one short batch per epoch, and the trainer says so."""
+    trainer = make_trainer(tmp_path, make_pairs(count))
+    trainer.train()
+    assert [count, count] == [len(batch) for _, batch in trainer.trained]
+    (warning,) = [record.getMessage() for record in caplog.records if "nothing to plan" in record.getMessage()]
+    assert f"has {count} rows, fewer than the 8 of a batch" in warning
+
+
+def test_a_small_dataset_beside_a_large_one_is_named(tmp_path, caplog):
+    """The large one is planned; of the small one the host makes one short batch."""
+    rows = DatasetDict(large=make_pairs(32), small=make_pairs(7))
+    trainer = make_trainer(tmp_path, rows, num_train_epochs=1, multi_dataset_batch_sampler="proportional")
+    trainer.train()
+    assert [7, 8, 8, 8, 8] == sorted(len(batch) for _, batch in trainer.trained)
+    assert ["large"] == list(trainer.planned_samplers)
+    (warning,) = [record.getMessage() for record in caplog.records if "nothing to plan" in record.getMessage()]
+    assert "The training set 'small' has 7 rows" in warning
 
 
 def test_exactly_one_batch_is_enough(tmp_path):
@@ -101,7 +121,7 @@ def test_duplicates_that_no_batch_can_keep_apart(tmp_path, pairs):
     rows = Dataset.from_dict({"anchor": pairs["anchor"][:32], "positive": ["w1"] * 20 + pairs["positive"][20:32]})
     with pytest.raises(ValueError) as error:
         make_trainer(tmp_path, rows, batch_sampler="no_duplicates").train()
-    parts = ["one value stands in 20 of 32 rows", "only 4 full batches of 8", "De-duplicate the training set"]
+    parts = ["the text 'w1' stands in 20 of the 32 rows", "only 4 full batches of 8", "De-duplicate the training set"]
     assert [] == [part for part in parts if part not in str(error.value)], str(error.value)
 
 
@@ -121,7 +141,7 @@ def test_a_model_that_has_diverged(tmp_path, pairs):
     trainer = make_trainer(tmp_path, pairs, Diverging)
     with pytest.raises(ValueError) as error:
         trainer.train()
-    assert "embed to NaN or infinity, for example" in str(error.value)
+    assert "all are zero, NaN or infinity, for example" in str(error.value)
     assert "lower the learning rate, or resume from an earlier checkpoint" in str(error.value)
     assert 9 == trainer.state.global_step
     assert str(tmp_path / "checkpoint-5") == last_whole_checkpoint(tmp_path)
@@ -130,18 +150,40 @@ def test_a_model_that_has_diverged(tmp_path, pairs):
     assert trainer.trained[5:8] == resumed.trained[:3]
 
 
+@pytest.mark.parametrize("source", ["encode", "harvest"])
 @pytest.mark.parametrize("text", ["", "   ", "unheard of"])
-def test_texts_that_embed_to_zero(tmp_path, pairs, text):
-    """A text that the tokenizer makes nothing of is named in the message."""
+def test_a_text_that_embeds_to_zero_is_trained(tmp_path, pairs, caplog, text, source):
+    """As the host trains it; its row is not planned, but drawn once per epoch, and one warning names the text."""
     rows = Dataset.from_dict({"anchor": [*pairs["anchor"][:31], text], "positive": pairs["positive"][:32]})
     model = make_static_model()
     with torch.no_grad():
         model[0].embedding.weight[1] = 0  # the unknown word
-    trainer = GCBSTrainer(model, arguments(tmp_path), rows, loss=MultipleNegativesRankingLoss(model))
-    with pytest.raises(ValueError) as error:
-        trainer.train()
-    parts = ["1 of 64 distinct texts embed to zero", repr(text), "remove these rows from the training set"]
-    assert [] == [part for part in parts if part not in str(error.value)], str(error.value)
+    args = arguments(tmp_path, embedding_source=source, replan_steps=0, logging_steps=1)
+    trainer = RecordingTrainer(model, args, rows, loss=MultipleNegativesRankingLoss(model))
+    trainer.train()
+    assert 8 == trainer.state.global_step
+    epochs = [trainer.trained[:4], trainer.trained[4:]]
+    for epoch in epochs:
+        assert sorted(rows["anchor"]) == sorted(texts[0] for _, batch in epoch for texts in batch)
+    warnings = [record.getMessage() for record in caplog.records if "without an embedding" in record.getMessage()]
+    if source == "encode":
+        assert 1 == len(warnings)
+        assert repr(text) in warnings[0] and "1 of 32 rows" in warnings[0] and "in row 31" in warnings[0]
+    planned = [entry["gcbs/planned_rows"] for entry in trainer.state.log_history if "gcbs/planned_rows" in entry]
+    assert 24 == planned[0]
+
+
+@pytest.mark.parametrize("source", ["encode", "harvest"])
+def test_a_model_that_embeds_nothing_at_all(tmp_path, pairs, source):
+    """All rows NaN is an error, wherever embeddings come from."""
+    model = make_static_model()
+    with torch.no_grad():
+        model[0].embedding.weight[:] = float("nan")
+    args = arguments(tmp_path, embedding_source=source)
+    with pytest.raises(
+        ValueError, match="all are zero, NaN or infinity, for example that of 'w.*lower the learning rate"
+    ):
+        GCBSTrainer(model, args, pairs, loss=MultipleNegativesRankingLoss(model)).train()
 
 
 # ---------------------------------------------------------------- planners
@@ -205,10 +247,13 @@ SETTINGS = {
     "options of an object": (
         {"planner": DropsARow(), "planner_options": {"a": 1}}, ValueError, ["planner_options {'a': 1} go with a planner's name"],
     ),
-    "another way to compose batches": (
-        {"batch_sampler": "group_by_label"}, ValueError,
-        ["batch_sampler: got", "GROUP_BY_LABEL", "Use batch_sampler or no_duplicates"],
+    "a number in quotes": (
+        {"replan_steps": "0.5"}, ValueError, ["replan_steps: got '0.5', expected a number", "in quotes"],
     ),
+    "an age in quotes": (
+        {"embedding_max_age": "12"}, ValueError, ["embedding_max_age: got '12', expected a number"],
+    ),
+    "a switch for a number": ({"planner_warmup_steps": True}, ValueError, ["got True, expected a number"]),
 }  # fmt: skip
 
 
@@ -377,9 +422,8 @@ def test_dispatched_batches_are_refused(tmp_path, static_model, pairs):
         use_cpu=True,
         save_strategy="no",
     )
-    trainer = GCBSTrainer(static_model, args, pairs, loss=MultipleNegativesRankingLoss(static_model))
     with pytest.raises(ValueError, match=r"dispatch_batches: got .* Leave it at None"):
-        trainer.train()
+        GCBSTrainer(static_model, args, pairs, loss=MultipleNegativesRankingLoss(static_model))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_data
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcbs_st.corpus import corpus_hash, load_corpus, require_map_style, split_held_out
+from gcbs_st.corpus import load_corpus, split_held_out
+from gcbs_st.rows.training_set import corpus_hash, require_map_style
 
 ROWS = [{"anchor": f"a {i}", "positive": f"p {i}", "image": i // 2} for i in range(4)]
 EXPECTED = {"anchor": ["a 0", "a 1", "a 2", "a 3"], "positive": ["p 0", "p 1", "p 2", "p 3"]}

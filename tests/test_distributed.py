@@ -14,7 +14,7 @@ from distributed_job import BATCH, EPOCHS, ROWS, break_on_the_last_rank, work
 from forked_ranks import run_ranks
 
 from gcbs_st.planners import make_planner
-from gcbs_st.quality import plan_quality
+from gcbs_st.planners.quality import plan_quality
 
 RANKS, STEPS = 2, 6
 

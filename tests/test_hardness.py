@@ -9,7 +9,7 @@ from recorded import RecordingTrainer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from gcbs_st import GCBSTrainingArguments
-from gcbs_st.planning import clusters_at
+from gcbs_st.planners.algorithms.clusters import clusters_at
 
 B = 8
 QUIET = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
@@ -79,9 +79,7 @@ def test_groups_of_each_dataset_of_a_dict(tmp_path, static_model, pairs):
 
 def test_a_missing_group_column_is_refused(tmp_path, static_model, pairs):
     """The message names the column and those that are there."""
-    with pytest.raises(
-        ValueError, match="group_column: the training set .* has the columns .*'anchor'.* but no 'photo'"
-    ):
+    with pytest.raises(ValueError, match="group_column: the training set has the columns .*'anchor'.* but no 'photo'"):
         make_trainer(tmp_path, static_model, pairs, group_column="photo")
 
 
@@ -150,9 +148,12 @@ def test_overlapping_batches_may_hold_a_row_again(tmp_path, static_model, pairs)
     assert rows[8:] == trained_groups(again, pairs, np.arange(len(pairs)))
 
 
-def test_overlapping_batches_do_not_go_with_rows_that_are_kept_apart(tmp_path):
-    """Refused, with what to do."""
-    with pytest.raises(
-        ValueError, match="overlapping batches does not go with no_duplicates or group_column; set exact_cover"
-    ):
-        GCBSTrainingArguments(str(tmp_path), planner=OverlappingPlanner(), batch_sampler="no_duplicates")
+def test_rows_of_a_group_stay_apart_in_overlapping_batches(tmp_path, static_model, pairs):
+    """A row whose group is in the batch already is replaced by a random other one."""
+    groups = [row // 4 for row in range(len(pairs))]
+    trainer = make_trainer(
+        tmp_path, static_model, pairs.add_column("photo", groups), planner=OverlappingPlanner(), group_column="photo"
+    )
+    trainer.train()
+    batches = np.array(groups)[trainer.planned_samplers[""].order].reshape(-1, B)
+    assert len(batches) * [B] == [len(set(batch)) for batch in batches.tolist()]

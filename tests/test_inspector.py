@@ -16,7 +16,7 @@ from gcbs_st.commands.inspect import main
 from gcbs_st.inspection.batch_scores import measure_batches, similarity_matrix
 from gcbs_st.inspection.inspector import ROWS_A_BATCH, SHOWN_BYTES, choose_batches, inspect_plan
 from gcbs_st.inspection.pages import batches_page, embed_json
-from gcbs_st.quality import plan_quality
+from gcbs_st.planners.quality import plan_quality
 
 # ---------------------------------------------------------------- figures of batches
 

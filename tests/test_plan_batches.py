@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gcbs_st.planners import make_planner
-from gcbs_st.quality import plan_quality
+from gcbs_st.planners.quality import plan_quality
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "plan_batches.py"
 

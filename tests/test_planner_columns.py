@@ -15,10 +15,9 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from transformers import HfArgumentParser
 
 from gcbs_st import EMC2Loss, GCBSTrainer, GCBSTrainingArguments
-from gcbs_st.corpus import corpus_hash
-from gcbs_st.embeddings import text_columns, text_names
 from gcbs_st.inspection import run_folder
-from gcbs_st.planning import planned_names
+from gcbs_st.rows.columns import text_columns, text_names
+from gcbs_st.rows.training_set import corpus_hash, planned_names
 from gcbs_st.store import NEVER
 
 B = 8
@@ -49,7 +48,7 @@ class Keeping(GCBSTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if self.args.embedding_source == "harvest":
             self.source.sync()
-            self.kept = {name: (part.store.steps(), part.store) for name, part in self.source.parts.items()}
+            self.kept = {name: (store.steps(), store) for name, store in self.source.stores.items()}
             self.kept = {
                 name: (np.flatnonzero(steps != NEVER), store.read(np.flatnonzero(steps != NEVER)))
                 for name, (steps, store) in self.kept.items()
@@ -95,9 +94,7 @@ def test_a_single_column_puts_rows_together_that_are_alike_in_it(tmp_path, plann
     """Whatever their other columns are, and no other text is embedded."""
     topics = np.random.default_rng(3).permutation(np.repeat(np.arange(ROWS // B), B))
     unlike = [f"w{30 + row} w{(row * 7) % 30} w{(row * 11) % 30}" for row in range(ROWS)]
-    rows = Dataset.from_dict(
-        {"query": [f"w{t} w{t} w{t} w{10 + i % 20}" for i, t in enumerate(topics)], "code": unlike}
-    )
+    rows = Dataset.from_dict({"query": [f"w{t} w{t} w{t} w{10 + i}" for i, t in enumerate(topics)], "code": unlike})
     trainer = trained(
         tmp_path, rows, planner=planner, planner_columns=["query"], planner_options=OPTIONS.get(planner),
         shuffle_planned_batches=False,

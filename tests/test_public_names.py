@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-MODULES = ["gcbs_st", "gcbs_st.planners", "gcbs_st.losses", "gcbs_st.quality"]
-WITHOUT_ALL = {"gcbs_st.quality": ["plan_quality", "PlanQuality"]}
+MODULES = ["gcbs_st", "gcbs_st.planners", "gcbs_st.losses", "gcbs_st.planners.quality"]
+WITHOUT_ALL = {"gcbs_st.planners.quality": ["plan_quality", "PlanQuality"]}
 
 
 def public_names() -> list[tuple[str, str]]:

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import plan_quality as by_definition
 
-from gcbs_st import quality
-from gcbs_st.planners import GCBSPlanner
-from gcbs_st.quality import log_sum_exp, plan_quality
+from gcbs_st.planners import GCBSPlanner, quality
+from gcbs_st.planners.quality import log_sum_exp, plan_quality
 
 
 def unit_pairs(n: int, d: int, seed: int, noise: float = 0.5) -> tuple[np.ndarray, np.ndarray]:

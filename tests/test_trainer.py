@@ -31,7 +31,7 @@ from transformers import HfArgumentParser, Trainer, TrainerCallback
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments, planners
 from gcbs_st.models import use_sparse_gradients
 from gcbs_st.planners import GCBSPlanner, register
-from gcbs_st.quality import plan_quality
+from gcbs_st.planners.quality import plan_quality
 from gcbs_st.sampler import PlannedBatchSampler
 
 B = 8

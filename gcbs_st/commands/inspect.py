@@ -91,7 +91,7 @@ def open_inspected(arguments: argparse.Namespace) -> Inspected:
         FileNotFoundError: a corpus that is not there.
     """
     from gcbs_st.inspection.inspected import open_checkpoint, open_files, open_run
-    from gcbs_st.quality import SCALE
+    from gcbs_st.planners.quality import SCALE
 
     kind = next(name for name in ("run", "checkpoint", "anchors") if getattr(arguments, name) is not None)
     allowed = {

@@ -20,7 +20,7 @@ from gcbs_st.commands.shell import make_parser, run_command
 if TYPE_CHECKING:
     import numpy as np
 
-    from gcbs_st.duplicates import SharedValues
+    from gcbs_st.batches.shared_values import SharedValues
 
 EXAMPLE = """
 {program} --anchors A.npy --positives P.npy --batch-size 64 --planner gcbs --out order.npy
@@ -60,7 +60,10 @@ def parse_arguments(argv: Sequence[str] | None, program: str) -> argparse.Namesp
     )
     parser.add_argument("--groups", help="(n,) .npy of integers; rows of one group never share a batch")
     parser.add_argument(
-        "--scale", type=float, default=20.0, help="1 / temperature at which the plan is judged (default: %(default)s)"
+        "--scale",
+        type=float,
+        default=20.0,
+        help="1 / temperature that the plan is made for and judged at (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--out", required=True, help=".npy file of the order")
@@ -70,23 +73,23 @@ def parse_arguments(argv: Sequence[str] | None, program: str) -> argparse.Namesp
 def _plan(arguments: argparse.Namespace) -> None:
     import numpy as np
 
-    from gcbs_st.duplicates import SharedValues
+    from gcbs_st.batches.shared_values import SharedValues
     from gcbs_st.files import write_bytes
     from gcbs_st.planners import check_order, make_planner
-    from gcbs_st.quality import plan_quality
+    from gcbs_st.planners.base import configured
+    from gcbs_st.planners.quality import plan_quality
 
     # Memory-mapped, so that a planner that reads in chunks never holds all of them.
     anchors, positives = (np.load(path, mmap_mode="r") for path in (arguments.anchors, arguments.positives))
-    planner = make_planner(arguments.planner, dict(parse_option(option) for option in arguments.option))
-    if hasattr(planner, "show_progress"):
-        planner.show_progress = sys.stderr.isatty()
+    made = make_planner(arguments.planner, dict(parse_option(option) for option in arguments.option))
+    planner = configured(made, scale=arguments.scale, show_progress=sys.stderr.isatty())
     began = time.perf_counter()
     order = planner.plan(anchors, positives, arguments.batch_size, np.random.default_rng(arguments.seed))
     overlapping = getattr(planner, "overlapping", False)
     if not overlapping:
         order = check_order(order, len(anchors), arguments.planner)
     if arguments.groups is not None:
-        groups = SharedValues(np.load(arguments.groups).reshape(len(anchors), -1))
+        groups = SharedValues(np.arange(len(anchors)), np.load(arguments.groups).reshape(len(anchors)))
         order = _keep_apart(groups, order, arguments.batch_size)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -128,8 +131,12 @@ def _keep_apart(groups: SharedValues, order: np.ndarray, batch_size: int) -> np.
 
     whole = len(order) // batch_size * batch_size
     separated = groups.separate(order[:whole], batch_size)
-    if separated is None:
-        raise ValueError("--groups: no way was found to keep the rows of each group in different batches.")
+    if found := groups.clashes(separated, batch_size):
+        print(
+            f"--groups: a group holds {found.holders} of {found.rows} rows, and there are {found.batches} batches: "
+            f"{100 * found.share:.1f} % of the rows share a batch with another of their group.",
+            file=sys.stderr,
+        )
     return np.concatenate([separated, order[whole:]])
 
 

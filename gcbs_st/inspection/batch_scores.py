@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gcbs_st.quality import SCALE, log_sum_exp
+from gcbs_st.planners.quality import SCALE, log_sum_exp
 
 _CHUNK_NUMBERS = 2**22
 
@@ -33,7 +33,7 @@ class BatchMeasures:
 def measure_batches(
     anchors: np.ndarray, positives: np.ndarray, batches: np.ndarray, *, scale: float = SCALE
 ) -> BatchMeasures:
-    """Returns how hard each batch is, by the definitions of `gcbs_st.quality`.
+    """Returns how hard each batch is, by the definitions of `gcbs_st.planners.quality`.
 
     Cost: k B^2 d multiplications; memory for a few batches at a time, so that memory maps stay on disk.
 

@@ -33,7 +33,7 @@ from gcbs_st.inspection.run_folder import (
 )
 from gcbs_st.models import open_model, resolve_model_name
 from gcbs_st.plan_history import PLANS_FOLDER, StoredPlan, plan_files, read_stored_plan, step_of, stored_plan
-from gcbs_st.quality import SCALE
+from gcbs_st.planners.quality import SCALE
 from gcbs_st.source_parts import EMBEDDINGS_FOLDER
 
 Entry = TypeVar("Entry")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gcbs_st.inspection.batch_scores import BatchMeasures, measure_batches, plain, products_of, similarity_matrix
-from gcbs_st.quality import SCALE, plan_quality
+from gcbs_st.planners.quality import SCALE, plan_quality
 
 # What a page holds: beyond this a browser and its reader are overwhelmed, and the page passes 2 MB.
 SHOWN_ROWS, SHOWN_BYTES = 3072, 800_000

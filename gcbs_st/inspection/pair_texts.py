@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from gcbs_st.embeddings import TextColumn, read_columns
+from gcbs_st.rows.columns import TextColumn, read_columns
 
 Pair = tuple[str, str]
 PLAIN_COLUMNS = (TextColumn("anchor"), TextColumn("positive"))

@@ -78,6 +78,14 @@ def encoded_subject(
         ]
     rows = np.unique(batches[numbers])
     anchors, positives = encoder(encoding, texts)(rows)
+    if not (useful := anchors.any(axis=1) & positives.any(axis=1)).all():
+        whole = np.isin(batches[numbers], rows[useful]).all(axis=1)
+        left_out = len(numbers) - int(whole.sum())
+        notes = [
+            *notes,
+            f"{left_out:,} batches are left out: a text in them has no embedding, as a blank one has none.",
+        ]
+        numbers = numbers[whole]
     return Subject(
         anchors=anchors,
         positives=positives,
@@ -114,9 +122,9 @@ def stored_subject(
     if not folder.is_dir():
         return None
     arrays, steps = read_saved_store(folder)
-    if len(steps) != plan.rows or len(arrays) not in (0, 2):
+    if len(steps) != plan.rows or len(arrays) > 2:
         raise ValueError(
-            f"{folder} holds {len(arrays)} columns of {len(steps)} rows, expected 2 of {plan.rows}, as the plan has."
+            f"{folder} holds {len(arrays)} columns of {len(steps)} rows, expected one or two of {plan.rows}, as the plan has."
         )
     batches = plan.order.reshape(-1, plan.batch_size)
     numbers = np.flatnonzero((steps != NEVER)[batches].all(axis=1))
@@ -125,7 +133,7 @@ def stored_subject(
     age = float((step - steps[batches[numbers]]).mean())
     return Subject(
         anchors=arrays[0],
-        positives=arrays[1],
+        positives=arrays[-1],  # the same where a single column was planned on
         batches=batches[numbers],
         rows=np.arange(plan.rows),
         read_texts=texts.read,

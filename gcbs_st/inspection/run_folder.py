@@ -11,12 +11,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from gcbs_st.checkpoint import last_whole_checkpoint
 from gcbs_st.config import ConfigError, ExperimentConfig, LossConfig, load_config
-from gcbs_st.corpus import corpus_hash
-from gcbs_st.embeddings import text_columns
 from gcbs_st.files import read_json
 from gcbs_st.inspection.pair_texts import PairTexts, texts_of_dataset
 from gcbs_st.materials import load_rows
-from gcbs_st.quality import SCALE
+from gcbs_st.planners.quality import SCALE
+from gcbs_st.rows.columns import text_columns
+from gcbs_st.rows.training_set import corpus_hash
 
 CONFIG_FILE, RESULTS_FILE, LOG_FILE = "config.yaml", "results.json", "log_history.json"
 

@@ -7,6 +7,7 @@ Out: an order of the n rows, whose consecutive blocks of B rows are the batches.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy as np
 # are taken as they are, so that a plan does not depend on a second rounding.
 UNIT_TOLERANCE = 1e-2
 _CHUNK_ROWS = 65536
+# 1 / temperature of the losses that planners prepare for, where nobody says another.
+DEFAULT_SCALE = 20.0
 
 
 class Planner(Protocol):
@@ -38,6 +41,43 @@ class Planner(Protocol):
     ) -> np.ndarray:
         """Returns (n,) int64, a bijection of 0..n-1; consecutive blocks of `batch_size` rows are batches."""
         ...
+
+
+def scale_or_default(scale: float | None) -> float:
+    """Returns the 1 / temperature to plan for; 20 where neither the user nor the trainer says another.
+
+    Args:
+        scale: a planner's option.
+    """
+    return DEFAULT_SCALE if scale is None else scale
+
+
+def configured(planner: Planner, *, scale: float | None = None, **settings: Any) -> Planner:
+    """Returns a planner that knows how far training has come and what loss it plans for; the given one is not changed.
+
+    Args:
+        planner: any; settings that it has no attribute for are left out.
+        scale: 1 / temperature of the loss, for a planner whose own is None.
+        settings: `epoch`, `clusters_per_batch`, `show_progress` and the like.
+
+    Returns:
+        A copy with the settings, or the planner itself where that would be the same.
+
+    Example:
+        >>> from gcbs_st.planners import BestPlanner
+        >>> own = BestPlanner(clusters_per_batch=2)
+        >>> configured(own, scale=10.0, clusters_per_batch=4).scale, own.scale, own.clusters_per_batch
+        (10.0, None, 2)
+    """
+    if getattr(planner, "scale", 0) is None:
+        settings["scale"] = scale_or_default(scale)
+    settings = {name: value for name, value in settings.items() if getattr(planner, name, value) != value}
+    if not settings:
+        return planner
+    changed = copy.copy(planner)
+    for name, value in settings.items():
+        setattr(changed, name, value)
+    return changed
 
 
 def check_rows(embeddings: np.ndarray, name: str) -> np.ndarray:

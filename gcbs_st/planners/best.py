@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from gcbs_st.graph import Affinity, find_in_cells, measure_background, weigh_neighbors
-from gcbs_st.planners.base import check_pairs
+from gcbs_st.planners.base import check_pairs, scale_or_default
 from gcbs_st.planners.bisect import check_least, cluster_rows, draw_rest, finish_order
 from gcbs_st.planners.partition import CEILING_PENALTY, check_positive, cut_evenly
 from gcbs_st.planners.swaps import anneal_swaps
@@ -52,7 +52,7 @@ class BestPlanner:
         *,
         effort: float = 1.0,
         neighbors: int = 32,
-        scale: float = 20.0,
+        scale: float | None = None,
         directions: str = "anchor",
         ceiling: float | None = None,
         clusters_per_batch: int = 1,
@@ -64,7 +64,7 @@ class BestPlanner:
             effort: time to spend; 1 is 50 swaps a row in about half of GCBS's time, 4 closes a little more.
                 From 2 on, and with a ceiling, METIS gives the start.
             neighbors: k, a row.
-            scale: 1 / temperature of the loss.
+            scale: 1 / temperature of the loss; None for that of the loss in training, and 20 outside of it.
             directions: "anchor" for the loss of anchors against positives, which the gap is defined by; "both"
                 to count that of positives against anchors as much.
             ceiling: rows whose cosine with an anchor is above this times that of its own positive are kept out
@@ -126,9 +126,19 @@ class BestPlanner:
         graphs = []
         for queries, keys in sides:
             ids, cosines = find_in_cells(queries, keys, order, self.neighbors, probes=probes, threads=self.threads)
-            own, background = measure_background(queries, keys, order, cosines, scale=self.scale, rng=rng)
+            own, background = measure_background(
+                queries, keys, order, cosines, scale=scale_or_default(self.scale), rng=rng
+            )
             graphs.append(
-                weigh_neighbors(ids, cosines, own, background, batch_size=size, scale=self.scale, ceiling=self.ceiling)
+                weigh_neighbors(
+                    ids,
+                    cosines,
+                    own,
+                    background,
+                    batch_size=size,
+                    scale=scale_or_default(self.scale),
+                    ceiling=self.ceiling,
+                )
             )
         return graphs[0] if len(graphs) == 1 else stack_directions(*graphs)
 

@@ -133,7 +133,7 @@ class GCBSPlanner:
     ) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], np.ndarray]]:
         """Yields for each chunk of anchors ((entries a row, their columns), their products)."""
         starts = range(0, len(anchors), self.chunk_rows)
-        for start in tqdm(starts, desc="GCBS", unit="chunk", leave=False, disable=not self.show_progress):
+        for start in tqdm(starts, desc="planning", unit="chunk", leave=False, disable=not self.show_progress):
             products = anchors[start : start + self.chunk_rows].astype(np.float32, copy=False) @ positives.T
             above = products > threshold
             flat = np.flatnonzero(above)

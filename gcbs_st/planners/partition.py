@@ -19,7 +19,7 @@ from gcbs_st.graph import (
     measure_background,
     weigh_neighbors,
 )
-from gcbs_st.planners.base import check_pairs
+from gcbs_st.planners.base import check_pairs, scale_or_default
 from gcbs_st.planners.bisect import check_least, cluster_rows, draw_rest, finish_order
 from gcbs_st.planners.swaps import anneal_swaps
 from gcbs_st.planners.trees import DIMS, grow_trees, project_pairs
@@ -62,7 +62,7 @@ class PartitionPlanner:
         keep: int | None = None,
         mutual: bool = False,
         exact: bool = False,
-        scale: float = 20.0,
+        scale: float | None = None,
         ceiling: float | None = None,
         clusters_per_batch: int = 1,
         threads: int = 0,
@@ -75,7 +75,7 @@ class PartitionPlanner:
             keep: B3's m: how many of the ranks after those are kept; None for all.
             mutual: keep an edge only where both rows have each other among theirs, as B3 does.
             exact: search all pairs with faiss, and not only those of 32 cells of 256 rows for each cell.
-            scale: 1 / temperature of the loss.
+            scale: 1 / temperature of the loss; None for that of the loss in training, and 20 outside of it.
             ceiling: rows whose cosine with an anchor is above this times that of its own positive are kept out
                 of its batch where possible; 1.0 means every row above the positive, None no row.
                 Only rows among the `neighbors` are seen, so raise those where many are above it.
@@ -153,9 +153,13 @@ class PartitionPlanner:
             ids, cosines = find_in_cells(
                 anchors, positives, order, self.neighbors, probes=_PROBES, threads=self.threads
             )
-        own, background = measure_background(anchors, positives, order, cosines, scale=self.scale, rng=rng)
+        own, background = measure_background(
+            anchors, positives, order, cosines, scale=scale_or_default(self.scale), rng=rng
+        )
         ids = drop_edges(ids, drop_top=self.drop_top, keep=self.keep, mutual=self.mutual)
-        return weigh_neighbors(ids, cosines, own, background, batch_size=size, scale=self.scale, ceiling=self.ceiling)
+        return weigh_neighbors(
+            ids, cosines, own, background, batch_size=size, scale=scale_or_default(self.scale), ceiling=self.ceiling
+        )
 
 
 def check_positive(**options: float | None) -> None:

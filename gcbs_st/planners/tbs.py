@@ -13,7 +13,7 @@ from numba import njit
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
-from gcbs_st.planners.base import check_pairs
+from gcbs_st.planners.base import check_pairs, scale_or_default
 from gcbs_st.products import as_float32, dot, find_hardest
 
 
@@ -52,7 +52,7 @@ class TailBatchPlanner:
         refine: bool = True,
         refine_steps: int = 8,
         worst: float = 0.05,
-        scale: float = 20.0,
+        scale: float | None = None,
         threads: int = 0,
     ) -> None:
         """Takes how much of the tail is kept and how long the worst rows are cared for.
@@ -64,7 +64,7 @@ class TailBatchPlanner:
             refine: swap rows for the sake of the worst. Without it the plan does not depend on the scale.
             refine_steps: passes over the worst rows, at least 1; it ends sooner when no swap helps.
             worst: in (0, 1], the share of the rows that a step cares for.
-            scale: 1 / temperature of the loss, above 0.
+            scale: 1 / temperature of the loss, above 0; None for that of the loss in training, and 20 outside of it.
             threads: at work at once, 0 for one a core; the plan does not depend on it.
 
         Raises:
@@ -76,7 +76,7 @@ class TailBatchPlanner:
             raise ValueError(f"neighbors: got {neighbors}, expected at least 1, or None to use the quantile.")
         if refine_steps < 1 or threads < 0:
             raise ValueError(f"refine_steps, threads: got {refine_steps}, {threads}, expected at least 1 and 0.")
-        if not 0 < worst <= 1 or not 0 < scale < np.inf:
+        if not 0 < worst <= 1 or not 0 < scale_or_default(scale) < np.inf:
             raise ValueError(f"worst, scale: got {worst}, {scale}, expected a share above 0 and a number above 0.")
         self.quantile, self.neighbors = quantile, neighbors
         self.refine, self.refine_steps, self.worst = refine, refine_steps, worst
@@ -104,9 +104,10 @@ class TailBatchPlanner:
         if n <= 2:
             return np.arange(n)
         k = round((1 - self.quantile) * n) if self.neighbors is None else self.neighbors
+        scale = scale_or_default(self.scale)
         refine = self.refine and batch_size > 1 and n >= 2 * batch_size
         hardest, products, totals = find_hardest(
-            anchors, positives, min(max(k, 1), n - 1), scale=self.scale if refine else None, threads=self.threads
+            anchors, positives, min(max(k, 1), n - 1), scale=scale if refine else None, threads=self.threads
         )
         starts = np.arange(n + 1, dtype=np.int64) * hardest.shape[1]
         if hardest.size < 2**31:
@@ -117,12 +118,12 @@ class TailBatchPlanner:
         # SciPy orders A + A^T. Its order is the reversed one, which changes no block but for the remainder.
         order = reverse_cuthill_mckee(graph, symmetric_mode=False).astype(np.int64)
         if refine:
-            shares = np.exp(self.scale * products - totals[:, None], dtype=np.float32)
+            shares = np.exp(scale * products - totals[:, None], dtype=np.float32)
             pair = as_float32(anchors), as_float32(positives)
             planned = np.arange(n // batch_size * batch_size)
             where, inside = np.full(n, -1), np.ones(n)
             where[order[planned]] = planned
-            state = _State(*pair, totals, self.scale, hardest, shares, order, where, inside, batch_size)
+            state = _State(*pair, totals, scale, hardest, shares, order, where, inside, batch_size)
             raise_worst_rows(state, self.refine_steps, self.worst)
         return order
 

@@ -11,8 +11,8 @@ from sentence_transformers.sentence_transformer.losses import (
     MultipleNegativesRankingLoss,
 )
 
-from gcbs_st.planning import loss_scale
-from gcbs_st.quality import plan_quality
+from gcbs_st.planners.quality import plan_quality
+from gcbs_st.training.loss_facts import loss_scale
 from matrix.case import (
     DDP,
     DDP_RESUME,

@@ -10,7 +10,7 @@ import torch
 from recorded import TextCollator
 
 import gcbs_st
-from gcbs_st.planning import parts_of
+from gcbs_st.rows.training_set import parts_of
 
 _VERIFIED_ROWS = 24
 
@@ -32,6 +32,7 @@ class Recording:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.data_collator = TextCollator(self.data_collator)
+        self.data_collator_class = TextCollator  # not taken for a user's, which may change texts
         self.trained: list[tuple[int, int, list[tuple[str, ...]]]] = []
         self.losses: list[float] = []
         self.plans: list[dict[str, Any]] = []

@@ -1,0 +1,299 @@
+"""Which rows must not share a batch: a dataset in, the values that several of its rows share out.
+
+A value is a text or a group. In a batch every row's positive is a negative of all others, so a text that stands in two
+of its rows is pushed away from itself. Two rows are kept apart if they share
+
+- an anchor or a positive, or the anchor of one is the positive of the other;
+- a text that is a negative of one and the anchor or positive of the other (a negative that both have is harmless);
+- a group, such as the photo that two captions describe.
+
+`batch_sampler="no_duplicates"` is stricter, with sentence-transformers' meaning: no text stands twice in a batch, in
+whichever column that does not hold labels.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+from datasets import Dataset
+
+from gcbs_st.batches.seating import Holdings, entries_of
+from gcbs_st.batches.separation import find_clashes, separate_rows
+
+_READ_ROWS = 10_000
+_TEXT_TYPES = ("string", "large_string")
+
+
+@dataclass(frozen=True)
+class Clashes:
+    """What could not be kept apart.
+
+    Attributes:
+        share: of the rows that meet one in their batch that shares a value, in [0, 1].
+        holders: rows that share the value of which most rows do.
+        row: one of these rows.
+        rows: the rows that were to be kept apart.
+        batches: that they fill.
+    """
+
+    share: float
+    holders: int
+    row: int
+    rows: int
+    batches: int
+
+
+class SharedValues:
+    """The values that two or more of n rows share, and the rows that hold them.
+
+    Example:
+        >>> values = SharedValues(np.array([0, 1, 2, 3]), np.array([7, 7, 8, 9]))
+        >>> values.separate(np.array([0, 1, 2, 3]), 2).tolist()
+        [0, 3, 2, 1]
+    """
+
+    def __init__(self, rows: np.ndarray, values: np.ndarray, strong: np.ndarray | None = None, count: int = 0) -> None:
+        """Takes which row holds which value.
+
+        Args:
+            rows: (e,) row ids; a row may hold any number of values.
+            values: (e,) integers; equal numbers are equal values.
+            strong: (e,) bool, False for a value that is in the way of those rows alone that hold it strongly; None if
+                all are strong.
+            count: n; 0 for as many rows as there are ids.
+        """
+        strong = np.ones(len(rows), bool) if strong is None else strong
+        count = count or int(rows.max(initial=-1)) + 1
+        names, numbers = np.unique(values, return_inverse=True)
+        # Of a value that a row holds twice, as anchor and as positive, the strong one counts, once.
+        order = np.lexsort((~strong, numbers, rows))
+        rows, numbers, strong = rows[order], numbers.ravel()[order], strong[order]
+        first = np.ones(len(rows), bool)
+        first[1:] = (rows[1:] != rows[:-1]) | (numbers[1:] != numbers[:-1])
+        rows, numbers, strong = rows[first], numbers[first], strong[first]
+        holders, strongly = np.bincount(numbers), np.bincount(numbers, weights=strong)
+        kept = ((holders > 1) & (strongly > 0))[numbers]
+        rows, numbers, strong = rows[kept], numbers[kept], strong[kept]
+        shared, numbers = np.unique(numbers, return_inverse=True)
+        self._names = names[shared]
+        starts = np.searchsorted(rows, np.arange(count + 1))
+        self.held = Holdings(starts, numbers.ravel().astype(np.int32), strong, int(numbers.max(initial=-1)) + 1)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Dataset,
+        columns: Sequence[str],
+        *,
+        strict: bool = False,
+        groups: Sequence[Any] | np.ndarray | None = None,
+    ) -> SharedValues:
+        """Returns the shared values of a dataset's rows.
+
+        Args:
+            dataset: n rows; its format and transform apply.
+            columns: that hold texts, the anchors' first, then the positives', then those of negatives.
+            strict: all columns count alike, and what is no text counts too, by its content.
+            groups: (n,) values of any kind, or None; rows of one group share a value. None and NaN are no group.
+
+        Returns:
+            The values, compared by a 64-bit hash.
+        """
+        rows, hashes, strong = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)], [np.zeros(0, bool)]
+        for name, (of_rows, found) in _hash_columns(dataset, columns, strict).items():
+            rows.append(of_rows)
+            hashes.append(found)
+            strong.append(np.full(len(found), strict or name in columns[:2]))
+        if groups is not None:
+            named = [(row, group) for row, group in enumerate(groups) if not _is_missing(group)]
+            rows.append(np.array([row for row, _ in named], np.int64))
+            # Another seed than the texts', so that group 7 is not the text "7".
+            hashes.append(np.array([_hash(str(group), seed=1) for _, group in named], np.uint64))
+            strong.append(np.ones(len(named), bool))
+        return cls(np.concatenate(rows), np.concatenate(hashes), np.concatenate(strong), len(dataset))
+
+    def __bool__(self) -> bool:
+        """Whether any rows share a value."""
+        return len(self.held.values) > 0
+
+    def draw(self, order: np.ndarray, batches: int, batch_size: int) -> np.ndarray:
+        """Returns rows that fill the batches: the first of an order, no value in more rows than batches if that can be.
+
+        Args:
+            order: (n,) all rows.
+            batches: how many batches are to be filled.
+            batch_size: rows per batch.
+
+        Returns:
+            (batches * batch_size,) rows.
+        """
+        places, entries = entries_of(self.held, order)
+        strong = self.held.strong[entries]
+        places, values = places[strong], self.held.values[entries][strong]
+        # How many rows before a row, in this order, hold its value.
+        by_value = np.argsort(values, kind="stable")
+        before = np.arange(len(values)) - np.searchsorted(values[by_value], values[by_value])
+        late = np.zeros(len(order), bool)
+        late[places[by_value[before >= batches]]] = True
+        return np.concatenate([order[~late], order[late]])[: batches * batch_size]
+
+    def separate_for(self, order: np.ndarray, contrast_size: int, batch_size: int) -> np.ndarray:
+        """Returns the order with rows that share a value apart among all that they are contrasted with, if that can be.
+
+        Args:
+            order: (m,) rows, m a multiple of `batch_size`.
+            contrast_size: rows that are contrasted with one another: a batch, or the batches that all ranks draw in one
+                step, the last of which may be cut off by the end of the order.
+            batch_size: rows per batch. Where a step of all ranks has no place for a row, at least its own batch should.
+
+        Returns:
+            (m,) the same rows.
+        """
+        whole = len(order) // contrast_size * contrast_size
+        order = np.concatenate([self.separate(order[:whole], contrast_size), order[whole:]])
+        return self.separate(order, batch_size) if contrast_size > batch_size else order
+
+    def separate(self, order: np.ndarray, batch_size: int, seed: int = 0) -> np.ndarray:
+        """Returns the order with rows exchanged between near batches until no batch holds a value twice.
+
+        Where that cannot be, it is done as far as possible; `clashes` says how far it is.
+
+        Args:
+            order: (m,) rows, m a multiple of `batch_size`.
+            batch_size: rows per batch.
+            seed: see `gcbs_st.batches.separation.separate_rows`, which also says what it costs.
+
+        Returns:
+            (m,) the same rows.
+        """
+        return separate_rows(self.held, order, batch_size, seed) if self else order.copy()
+
+    def replace_clashing(self, order: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
+        """Returns batches whose rows may recur, with rows that meet a value again replaced by random others.
+
+        Args:
+            order: (m,) rows, m a multiple of `batch_size`, distinct within a batch.
+            batch_size: rows per batch.
+            rng: draws the others. A row that nobody can replace stays.
+
+        Returns:
+            (m,) rows, distinct within a batch.
+        """
+        batches = order.reshape(-1, batch_size).copy()
+        rows = len(self.held.starts) - 1
+        for batch in np.unique(np.flatnonzero(find_clashes(self.held, order, batch_size)) // batch_size):
+            members, candidates = batches[batch], iter(rng.permutation(rows)[: 20 * batch_size].tolist())
+            kept: list[int] = []
+            for row in members.tolist():
+                others = set(kept) | set(members[len(kept) :].tolist())
+                while row is not None and not self._fits(row, kept):
+                    row = next((one for one in candidates if one not in others), None)
+                kept.append(int(members[len(kept)]) if row is None else row)
+            batches[batch] = kept
+        return batches.ravel()
+
+    def _fits(self, row: int, others: list[int]) -> bool:
+        together = np.array([*others, row])
+        return not find_clashes(self.held, together, len(together))[-1]
+
+    def clashes(self, order: np.ndarray, batch_size: int) -> Clashes | None:
+        """Returns what meets in the batches of an order and should not; None if nothing does.
+
+        Args:
+            order: (m,) rows, m a multiple of `batch_size`.
+            batch_size: rows per batch.
+        """
+        found = find_clashes(self.held, order, batch_size) if self else np.zeros(len(order), bool)
+        if not found.any():
+            return None
+        places, entries = entries_of(self.held, order)
+        counts = np.bincount(self.held.values[entries])
+        # Of the rows that meet another, the one with the most widespread value.
+        met = np.flatnonzero(found[places])
+        worst = met[np.argmax(counts[self.held.values[entries[met]]])]
+        return Clashes(
+            share=float(found.mean()),
+            holders=int(counts[self.held.values[entries[worst]]]),
+            row=int(order[places[worst]]),
+            rows=len(order),
+            batches=len(order) // batch_size,
+        )
+
+    def name_widest(self, row: int, texts: Sequence[Any], group: Any = None) -> tuple[str, Any]:
+        """Returns what most other rows share with a row: "text" or "group", and which.
+
+        Args:
+            row: its id.
+            texts: that it holds.
+            group: that it is in.
+        """
+        held = self.held.values[self.held.starts[row] : self.held.starts[row + 1]]
+        if len(held):
+            widest = self._names[held[np.argmax(np.bincount(self.held.values)[held])]]
+            for text in (one for value in texts for one in _texts_of(value, strict=True)):
+                if _hash(text) == widest:
+                    return "text", text
+            if group is not None and _hash(str(group), seed=1) == widest:
+                return "group", group
+        return "text", texts[0] if texts else ""
+
+
+def _is_missing(group: Any) -> bool:
+    return group is None or (isinstance(group, float) and group != group)
+
+
+def _hash(text: str, seed: int = 0) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass"), seed=seed)
+
+
+def _hash_columns(dataset: Dataset, columns: Sequence[str], strict: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By column, which rows hold something that can be compared, and (e,) its hashes."""
+    if all(name in dataset.column_names for name in columns) and dataset.format["type"] != "custom":
+        if not strict:  # straight from the files: an image beside the texts is not decoded
+            columns = [name for name in columns if _holds_text(dataset.features[name])]
+        dataset = dataset.with_format(None).select_columns(list(columns))
+    pieces: dict[str, list[tuple[np.ndarray, list[int]]]] = {name: [] for name in columns}
+    for start in range(0, len(dataset), _READ_ROWS) if columns else ():
+        block = dataset[start : start + _READ_ROWS]
+        for name, found in pieces.items():
+            texts = [_texts_of(value, strict) for value in block[name]]
+            rows = np.repeat(np.arange(start, start + len(texts)), [len(one) for one in texts])
+            found.append((rows, [_hash(text) for one in texts for text in one]))
+    nothing: tuple[np.ndarray, list[int]] = (np.zeros(0, np.int64), [])
+    return {
+        name: (
+            np.concatenate([rows for rows, _ in [nothing, *found]]),
+            np.array([one for _, hashes in found for one in hashes], np.uint64),
+        )
+        for name, found in pieces.items()
+    }
+
+
+def _holds_text(kind: Any) -> bool:
+    """Whether a column's type is texts, or lists of texts."""
+    inner = kind[0] if isinstance(kind, list) else getattr(kind, "feature", kind)
+    return getattr(inner, "dtype", None) in _TEXT_TYPES
+
+
+def _texts_of(value: Any, strict: bool) -> tuple[str, ...]:
+    """What of a value is compared: a text, each text of a list; of anything else nothing, or its content."""
+    if isinstance(value, str):
+        return (value,)
+    if strict:
+        return (_content_of(value),)
+    return tuple(one for one in value if isinstance(one, str)) if isinstance(value, (list, tuple)) else ()
+
+
+def _content_of(value: Any) -> str:
+    """A text that another value would not have: plain values as they print, as in the host; media by their bytes."""
+    if isinstance(value, (int, float, bool, bytes, type(None), np.generic, list, tuple, dict)):
+        return str(value)
+    try:
+        return xxhash.xxh3_128_hexdigest(pickle.dumps(value))
+    except Exception:  # whatever pickling raises: what has no bytes matches nothing, as in the host
+        return str(value)

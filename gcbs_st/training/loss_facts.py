@@ -1,0 +1,131 @@
+"""What a plan needs to know of a loss: whether it contrasts the rows of a batch at all, with whom, and at which scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from sentence_transformers.util import dot_score
+
+SCALE = 20.0
+
+# The host's losses that score each row by itself, or against a target or label of its own: which rows share a batch
+# makes no difference to what they teach. By name, since not every version of the host has all of them; classes
+# derived from these count as they do.
+WITHOUT_IN_BATCH_NEGATIVES = frozenset({
+    "AnglELoss",
+    "BatchAllTripletLoss",
+    "BatchHardTripletLoss",
+    "BatchSemiHardTripletLoss",
+    "CSRReconstructionLoss",
+    "CoSENTLoss",
+    "ContrastiveLoss",
+    "ContrastiveTensionLoss",
+    "CosineSimilarityLoss",
+    "DenoisingAutoEncoderLoss",
+    "DistillKLDivLoss",
+    "EmbedDistillLoss",
+    "FlopsLoss",
+    "MSELoss",
+    "MarginMSELoss",
+    "MultiVectorDistillKLDivLoss",
+    "MultiVectorMarginMSELoss",
+    "OnlineContrastiveLoss",
+    "SoftmaxLoss",
+    "TripletLoss",
+})  # fmt: skip
+
+
+# Those of the host's that contrast an anchor with positives, so that a row needs two texts.
+_OF_PAIRS = frozenset({
+    "CachedGISTEmbedLoss",
+    "CachedMultiVectorMultipleNegativesRankingLoss",
+    "CachedMultipleNegativesRankingLoss",
+    "GISTEmbedLoss",
+    "MegaBatchMarginLoss",
+    "MultiVectorMultipleNegativesRankingLoss",
+    "MultipleNegativesRankingLoss",
+    "RowLoss",
+})  # fmt: skip
+
+
+def unwrapped(loss: Any) -> Iterator[Any]:
+    """Gives a loss, then the one that it wraps (Matryoshka, SPLADE), and so on.
+
+    Args:
+        loss: a loss module, or None.
+    """
+    while loss is not None:
+        yield loss
+        loss = getattr(loss, "loss", None)
+
+
+def contrasts_rows(loss: Any) -> bool:
+    """Returns whether a loss contrasts the rows of a batch with one another, so that it matters which rows share one.
+
+    Args:
+        loss: a loss module; wrapped ones are looked into. One that is not known is taken to do so.
+    """
+    names = {one.__name__ for layer in unwrapped(loss) for one in type(layer).__mro__}
+    return not names & WITHOUT_IN_BATCH_NEGATIVES
+
+
+def needs_pairs(loss: Any) -> bool:
+    """Returns whether a loss is known to need an anchor and a positive in each row.
+
+    Args:
+        loss: a loss module; wrapped ones are looked into.
+    """
+    names = {one.__name__ for layer in unwrapped(loss) for one in type(layer).__mro__}
+    return bool(names & _OF_PAIRS)
+
+
+def loss_scale(loss: Any, mean_square_norm: float = 1.0) -> float:
+    """Returns what a loss multiplies cosines with.
+
+    Args:
+        loss: a loss module; wrapped ones are looked into.
+        mean_square_norm: of the embeddings, where they are not of unit norm.
+
+    Returns:
+        Its `scale`, the exponential of its `logit_scale`, 1 / `temperature`, or 20 if it has none of them; of one that
+        scores with dot products, times the mean squared norm.
+    """
+    for layer in unwrapped(loss):
+        factor = mean_square_norm if scores_dot_products(layer) else 1.0
+        if (scale := _number(layer, "scale")) is not None:
+            return scale * factor
+        if (logarithm := _number(layer, "logit_scale")) is not None:
+            return math.exp(logarithm) * factor
+        if (temperature := _number(layer, "temperature")) is not None and temperature > 0:
+            return factor / temperature
+    return SCALE
+
+
+def scores_dot_products(loss: Any) -> bool:
+    """Returns whether a loss scores with dot products, in which the norms of the embeddings count.
+
+    Args:
+        loss: a loss module; wrapped ones are looked into, and the guard around a similarity function.
+    """
+    functions = [getattr(layer, "similarity_fct", None) for layer in unwrapped(loss)]
+    return any(getattr(one, "similarity_fct", one) is dot_score for one in functions)
+
+
+def gathers_negatives(loss: Any) -> bool:
+    """Returns whether a loss contrasts the rows of all processes with one another.
+
+    Args:
+        loss: a loss module; wrapped ones are looked into.
+    """
+    return any(getattr(layer, "gather_across_devices", False) for layer in unwrapped(loss))
+
+
+def _number(layer: Any, name: str) -> float | None:
+    """A number among a loss's attributes, learnt or not."""
+    value = getattr(layer, name, None)
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return float(value.detach())
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
