@@ -6,6 +6,7 @@ which rows pass the model, saved in checkpoints, and closed when training ends.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from gcbs_st.sources import EmbeddingSource
 from gcbs_st.training.loss_facts import needs_pairs
 
 # Tokens of a forward pass without gradients: a few hundred MB for a base model.
-_PASS_TOKENS, _PASS_TEXTS = 2**16, 128
+_PASS_TOKENS, _PASS_TEXTS, _STATIC_TEXTS = 2**16, 128, 1024
 
 
 class KeptRows:
@@ -167,7 +168,9 @@ class KeptRows:
         """
         trainer, args = self.trainer, self.trainer.args
         in_files = args.embedding_storage == "disk" if args.world_size == 1 else on_one_node(args.world_size)
-        length = getattr(trainer.model, "max_seq_length", None) or 0
+        # Static models have no limit, and take as many texts as anybody has.
+        length = getattr(trainer.model, "max_seq_length", None) or math.inf
+        texts = _STATIC_TEXTS if math.isinf(length) else max(8, min(_PASS_TEXTS, _PASS_TOKENS // length))
         return SourceOptions(
             harvest=args.embedding_source == "harvest",
             first_plan=args.first_plan,
@@ -175,7 +178,7 @@ class KeptRows:
             budget=args.embedding_budget,
             dtype=args.embedding_dtype,
             folder=folder / EMBEDDINGS_FOLDER if in_files or args.embedding_storage == "disk" else None,
-            batch_size=args.embedding_batch_size or max(8, min(_PASS_TEXTS, _PASS_TOKENS // max(1, length))),
+            batch_size=args.embedding_batch_size or texts,
             show_progress=not args.disable_tqdm,
             view=trainer.planning_view(),
             collate=None if self._collates_as_host() else self._collate,

@@ -5,19 +5,25 @@ The options stand among the hyper-parameters, where the host writes those of any
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from gcbs_st import __version__
 from gcbs_st.planners import (
     BestPlanner,
     BisectPlanner,
+    GCBSPlanner,
     PartitionPlanner,
     Planner,
     RandomPlanner,
     RandomWalkPlanner,
+    TailBatchPlanner,
     name_of,
 )
+
+logger = logging.getLogger(__name__)
 
 GCBS = """
 @inproceedings{sachidananda2023gcbs,
@@ -58,12 +64,20 @@ B3 = """
     archivePrefix={arXiv}
 }
 """
-# Beside the method's own paper, which is also that of GCBSPlanner and TailBatchPlanner.
+SOFTWARE = f"""
+@software{{gcbs_st,
+    title={{gcbs_st: batches composed from the model's own embeddings, for sentence-transformers}},
+    version={{{__version__}}}
+}}
+"""
+# What the planners come from; a planner of the user's has no paper that we know of.
 _PAPERS: dict[type, tuple[str, str]] = {
     BestPlanner: ("NGAME", NGAME),
     BisectPlanner: ("NGAME", NGAME),
+    GCBSPlanner: ("Global Contrastive Batch Sampling", GCBS),
     PartitionPlanner: ("B3", B3),
     RandomWalkPlanner: ("BatchSampler", BATCH_SAMPLER),
+    TailBatchPlanner: ("Global Contrastive Batch Sampling", GCBS),
 }
 
 
@@ -79,12 +93,12 @@ def name_method(card: Any, planner: Planner) -> None:
         >>> card = SentenceTransformerModelCardData()
         >>> name_method(card, RandomWalkPlanner())
         >>> card.tags[-2:], list(card.citations)
-        (['gcbs', 'planner:random-walk'], ['Global Contrastive Batch Sampling', 'BatchSampler'])
+        (['gcbs_st', 'planner:random-walk'], ['gcbs_st', 'BatchSampler'])
     """
     if isinstance(planner, RandomPlanner):
         return
-    card.add_tags(["gcbs", "planner:" + name_of(planner).replace("_", "-")])
-    card.citations["Global Contrastive Batch Sampling"] = GCBS
+    card.add_tags(["gcbs_st", "planner:" + name_of(planner).replace("_", "-")])
+    card.citations["gcbs_st"] = SOFTWARE
     if paper := _PAPERS.get(type(planner)):
         title, citation = paper
         card.citations[title] = citation
@@ -108,6 +122,12 @@ class MethodCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Names the method."""
-        if model is not None:
+        """Names the method, if there is one; a card that cannot be written to stops no training."""
+        if model is None or not self._trainer.planned_samplers:
+            return
+        try:
             name_method(model.model_card_data, self._trainer.planner)
+        except Exception as error:  # cards of other libraries may be anything
+            logger.warning(
+                "The model card does not say how batches were composed (%s: %s).", type(error).__name__, error
+            )

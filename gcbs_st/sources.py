@@ -239,7 +239,7 @@ class EmbeddingSource:
     def _useful(self, name: str, rows: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
         """(m,) bool, whether all texts of a row have an embedding; a warning, once, where some have none."""
         with_text = np.stack([array.any(axis=1) for array in arrays])
-        useful: np.ndarray = with_text.all(axis=0)
+        useful = np.asarray(with_text.all(axis=0))
         if not useful.all() and name not in self._warned:
             self._warned.add(name)
             row = np.flatnonzero(~useful)[0]

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "gcbs_st"
 # A module may import those of lower rooms, and those beside it that are named. Only the trainer and the
 # experiment compose.
 ROOMS = [
+    {"batches", "rows", "training"},
     {
         "caches",
         "config",
@@ -26,7 +27,6 @@ ROOMS = [
         "static_training",
         "checkpoint",
         "sts_data",
-        "duplicates",
         "embeddings",
         "files",
         "report",
@@ -52,8 +52,8 @@ ROOMS = [
         "word_vectors",
         "row_states",
     },
-    {"code_search", "model_card", "plan_history", "quality", "arguments", "mteb_protocol", "sources"},
-    {"scoring", "callback", "planning", "parallel_planning"},
+    {"code_search", "model_card", "plan_history", "arguments", "mteb_protocol", "sources"},
+    {"scoring", "callback", "parallel_planning"},
     {"kept_rows", "planned_loading", "replanner"},
     {"planned_training"},
     {"multi_vector_trainer", "sparse_trainer", "trainer"},

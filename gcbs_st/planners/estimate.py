@@ -21,6 +21,8 @@ _WIDE_PRODUCTS, _NEAR_PRODUCTS = 2**23, 2**22
 _MOST_COLUMNS, _MOST_BATCHES = 2**16, 1024
 # Products that are held at a time, a few times over.
 _CHUNK_PRODUCTS = 2**22
+# Random batches that an anchor is measured in.
+_MOST_REPEATS = 32
 # Anchors without which a regression has too little to go by.
 _LEAST_FITTED = 30
 
@@ -32,7 +34,7 @@ class _Near(NamedTuple):
         places: (m,) where they stand in the order.
         own: (m,) scores of their own positives.
         batch: (m,) log-sum-exp over their batch.
-        random: (m,) log-sum-exp over a random batch.
+        random: (m,) log-sum-exp over a random batch, the mean of several where there are few anchors.
         mean: (m,) mean score within their batch.
         false: (m,) negatives in their batch that score above their positive.
     """
@@ -141,6 +143,7 @@ def _measure_near(
     batch_size, n = batches.shape[1], len(anchors)
     drawn = np.sort(rng.permutation(np.flatnonzero(usable.any(axis=1)))[:_MOST_BATCHES])
     most = max(1, _NEAR_PRODUCTS // (len(drawn) * batch_size))
+    repeats = max(1, min(_MOST_REPEATS, _NEAR_PRODUCTS // (8 * batch_size * batch_size * len(drawn))))
     parts = []
     for number in drawn:
         batch = batches[number]
@@ -148,17 +151,20 @@ def _measure_near(
         queries = scale * anchors[batch[slots]].astype(np.float32)
         within = queries @ positives[batch].astype(np.float32).T
         own = within[np.arange(len(slots)), slots].astype(np.float64)
-        others = rng.choice(n, min(n, batch_size), replace=False)
-        strangers = queries @ positives[others].astype(np.float32).T
-        # The own positive takes the place of one of the strangers: of itself where it is among them.
-        itself = others[None, :] == batch[slots][:, None]
-        strangers[np.arange(len(slots)), itself.argmax(axis=1)] = own
+        random = np.zeros(len(slots))
+        for _ in range(repeats):
+            others = rng.choice(n, min(n, batch_size), replace=False)
+            strangers = queries @ positives[others].astype(np.float32).T
+            # The own positive takes the place of one of the strangers: of itself where it is among them.
+            itself = others[None, :] == batch[slots][:, None]
+            strangers[np.arange(len(slots)), itself.argmax(axis=1)] = own
+            random += log_sum_exp(strangers) / repeats
         parts.append(
             _Near(
                 places=number * batch_size + slots,
                 own=own,
                 batch=log_sum_exp(within),
-                random=log_sum_exp(strangers),
+                random=random,
                 mean=within.mean(axis=1),
                 false=(within > own[:, None]).sum(axis=1),
             )

@@ -134,6 +134,7 @@ class Case:
         save_at: the step of the checkpoint that is resumed from, in the middle of an epoch; in one process and in two.
         planned_from: the first step whose batches are planned, in one process and in two; None if none is.
         planned_until: the last such step, in one process and in two; None if the run ends with planned batches.
+        host_batches: the loss contrasts no rows, so that batches are the host's own: the last of an epoch may be short.
         planned_size: rows that are planned as one batch, times the processes where `gathers`.
         gathers: the loss contrasts the rows of all processes.
         repeats: rows may be drawn again.
@@ -162,6 +163,7 @@ class Case:
     save_at: tuple[int, int] = (16, 7)
     planned_from: tuple[int, int] | None = (1, 1)
     planned_until: tuple[int, int] | None = None
+    host_batches: bool = False
     planned_size: int = BATCH
     gathers: bool = False
     repeats: bool = False

@@ -34,7 +34,8 @@ def check_rows(run: Run) -> None:
         assert 1 == len({(epoch, number, name) for epoch, number, name, _ in step}), "a step of two datasets"
     for batches in run.by_rank:
         for epoch, step, name, rows in batches:
-            assert run.case.planned_size == len(rows), f"step {step}: a batch of {len(rows)} rows"
+            size = run.case.planned_size
+            assert size == len(rows) or run.case.host_batches, f"step {step}: a batch of {len(rows)} rows"
             keys = {(epoch, name, row) for row in rows}
             assert len(rows) == len(keys), f"step {step}: a row twice in a batch"
             assert run.case.repeats or not keys & drawn, f"step {step}: rows were drawn twice in epoch {epoch}"
@@ -52,7 +53,7 @@ def check_plans(run: Run) -> None:
     assert plans, "no plan was made"
     for step in zip(*run.by_rank, strict=True):
         _, number, name, _ = step[0]
-        if number < first:
+        if number < first or (run.case.host_batches and name not in {plan["name"] for plan in plans}):
             continue
         made = [plan["rows"] for plan in plans if plan["step"] < number and plan["name"] == name]
         # Backwards: the newest plan is the one in force.
