@@ -108,7 +108,9 @@ def encode_rows(  # noqa: PLR0913 - a keyword for each way in which training may
     arrays: list[np.ndarray | None] = [None] * len(columns)
     with preserved_state(model), _untruncated(model), autocast():
         texts = read_columns(dataset, rows, [column.name for column in columns])
-        ways = [replace(column, name="") for column in columns]
+        # Columns that are embedded alike share a pass, but not pictures and texts, which no model takes together.
+        plain = all(isinstance(text, str) for column in texts for text in column)
+        ways = [replace(column, name="") if plain else column for column in columns]
         for way in dict.fromkeys(ways):
             mine = [i for i, one in enumerate(ways) if one == way]
             distinct, positions = _distinct([texts[i] for i in mine])

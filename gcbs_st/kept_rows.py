@@ -170,7 +170,7 @@ class KeptRows:
         in_files = args.embedding_storage == "disk" if args.world_size == 1 else on_one_node(args.world_size)
         # Static models have no limit, and take as many texts as anybody has.
         length = getattr(trainer.model, "max_seq_length", None) or math.inf
-        texts = _STATIC_TEXTS if math.isinf(length) else max(8, min(_PASS_TEXTS, _PASS_TOKENS // length))
+        texts = _STATIC_TEXTS if math.isinf(length) else max(8, min(_PASS_TEXTS, _PASS_TOKENS // int(length)))
         return SourceOptions(
             harvest=args.embedding_source == "harvest",
             first_plan=args.first_plan,

@@ -20,7 +20,7 @@ from gcbs_st.rows.columns import text_names
 from gcbs_st.rows.training_set import fingerprint, parts_of, read_groups, require_map_style, without_column
 from gcbs_st.sampler import PlannedBatchSampler
 from gcbs_st.step_sampler import StepBatches, WholeSteps
-from gcbs_st.training.loss_facts import contrasts_rows, gathers_negatives
+from gcbs_st.training.loss_facts import contrasts_rows, gathers_negatives, name_loss
 from gcbs_st.training.refusals import refuse_sampler, refuse_unsupported
 
 # Beside any of the host's trainers; which one is for the concrete classes to say.
@@ -273,12 +273,13 @@ class PlannedLoading(_Host):
         of = f" {name!r}" if name else ""
         loss = self.loss_of(name)
         if not contrasts_rows(loss):
+            of_it = [one for one in parts_of(self.train_dataset) if self.loss_of(one) is loss]
             self.warn_once(
-                f"loss of {name}",
-                "%s compares no rows of a batch with each other, so composing batches cannot help it: the training set%s "
-                "is trained in the host's own batches, and nothing is embedded for plans.",
-                type(loss).__name__,
-                of,
+                f"loss {id(loss)}",
+                "%s contrasts no rows of a batch with each other, so composing batches cannot help it: %s trained in the "
+                "host's own batches, and nothing is embedded for plans.",
+                name_loss(loss),
+                f"the training set{of} is" if len(of_it) == 1 else f"the training sets {of_it} are",
             )
             return False
         if len(dataset) < batch_size:

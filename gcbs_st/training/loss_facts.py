@@ -68,8 +68,22 @@ def contrasts_rows(loss: Any) -> bool:
     Args:
         loss: a loss module; wrapped ones are looked into. One that is not known is taken to do so.
     """
-    names = {one.__name__ for layer in unwrapped(loss) for one in type(layer).__mro__}
-    return not names & WITHOUT_IN_BATCH_NEGATIVES
+    return not _names(loss) & WITHOUT_IN_BATCH_NEGATIVES
+
+
+def _names(loss: Any) -> set[str]:
+    """The classes of a loss and of those that it wraps, with their bases."""
+    return {one.__name__ for layer in unwrapped(loss) for one in type(layer).__mro__}
+
+
+def name_loss(loss: Any) -> str:
+    """Returns a loss's class, around those that it wraps: MatryoshkaLoss(CoSENTLoss).
+
+    Args:
+        loss: a loss module.
+    """
+    names = [type(layer).__name__ for layer in unwrapped(loss)]
+    return "(".join(names) + ")" * (len(names) - 1)
 
 
 def needs_pairs(loss: Any) -> bool:
@@ -78,8 +92,7 @@ def needs_pairs(loss: Any) -> bool:
     Args:
         loss: a loss module; wrapped ones are looked into.
     """
-    names = {one.__name__ for layer in unwrapped(loss) for one in type(layer).__mro__}
-    return bool(names & _OF_PAIRS)
+    return bool(_names(loss) & _OF_PAIRS)
 
 
 def loss_scale(loss: Any, mean_square_norm: float = 1.0) -> float:

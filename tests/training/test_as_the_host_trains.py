@@ -47,6 +47,7 @@ class Planning(RecordingTrainer):
 
 
 def warnings_of(caplog: Any, words: str) -> list[str]:
+    """The messages that hold some words."""
     return [record.getMessage() for record in caplog.records if words in record.getMessage()]
 
 
@@ -101,7 +102,11 @@ def test_a_text_in_more_rows_than_there_are_batches(tmp_path, caplog):
     trainer.train()
     assert {2, 3} >= {sum(anchor == "w1 w2" for anchor, _ in batch) for _, batch in trainer.trained[:12]}
     (warning,) = warnings_of(caplog, "share a text")
-    assert "31.2 % of the rows" in warning and "'w1 w2' stands in 30 of 96 rows" in warning and "12 batches" in warning
+    assert (
+        "of the rows of the training set share" in warning
+        and "'w1 w2' stands in 30 of 96 rows" in warning
+        and "12 batches" in warning
+    )
 
 
 def test_the_explicit_no_duplicates_refuses_and_names_the_text(tmp_path):
@@ -391,6 +396,7 @@ def test_planners_plan_for_the_scale_of_the_loss(tmp_path, options, loss, expect
 
 
 def make_guide() -> SentenceTransformer:
+    """Another model, with a tokenizer of transformers' class, which GISTEmbedLoss asks for."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -425,6 +431,7 @@ def test_dot_products_are_said_and_measured_as_if_of_one_norm(tmp_path, caplog):
 
 
 def ids_of(trained: list[tuple[int, list[tuple[str, ...]]]], rows: Dataset) -> list[list[int]]:
+    """The rows of each batch."""
     ids = {tuple(row.values()): i for i, row in enumerate(rows)}
     return [[ids[texts] for texts in batch] for _, batch in trained]
 
@@ -488,6 +495,19 @@ def test_a_loss_that_no_composition_can_help_is_trained_as_by_the_host(tmp_path,
     assert warning.startswith(name)
 
 
+def test_one_warning_per_loss_names_all_its_datasets(tmp_path, caplog):
+    """A wrapped loss is named with what it wraps."""
+    rows = DatasetDict({name: make_pairs(32, seed).add_column("score", [0.5] * 32) for seed, name in enumerate("abc")})
+    model = make_static_model()
+    cosent = losses.MatryoshkaLoss(model, losses.CoSENTLoss(model), [16, 8])
+    loss = {"a": cosent, "b": cosent, "c": MNRL(model)}
+    trainer = GCBSTrainer(model, arguments(tmp_path), rows, loss=loss)
+    trainer.train()
+    assert ["c"] == list(trainer.planned_samplers)
+    (warning,) = warnings_of(caplog, "composing batches cannot help it")
+    assert "MatryoshkaLoss(CoSENTLoss) contrasts no rows" in warning and "the training sets ['a', 'b'] are" in warning
+
+
 def test_batches_by_label_stay_the_hosts(tmp_path):
     """A loss of triplets within a batch needs the host's own sampler, which we do not stand in for."""
     rows = make_pairs(32).remove_columns("positive").add_column("label", [i % 4 for i in range(32)])
@@ -535,12 +555,14 @@ def test_one_line_per_plan_and_the_share_of_the_whole_run(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "length, given, expected", [(32, {}, 128), (8192, {}, 8), (512, {}, 128), (32, {"embedding_batch_size": 5}, 5)]
+    "length, given, expected",
+    [(32, {}, 128), (512, {}, 128), (8192, {}, 8), (None, {}, 1024), (32, {"embedding_batch_size": 5}, 5)],
 )
 def test_how_many_texts_are_embedded_at_a_time(tmp_path, length, given, expected):
     """Not as many as an evaluation batch happens to have, and fewer of long texts."""
-    model = make_static_model()
-    type(model).max_seq_length.fset(model, length) if False else setattr(model[0], "max_seq_length", length)
+    model = make_static_model() if length is None else SentenceTransformer(make_bert(tmp_path), device="cpu")
+    if length is not None:
+        model.max_seq_length = length
     args = arguments(tmp_path, per_device_eval_batch_size=2, **given)
     trainer = GCBSTrainer(model, args, make_pairs(32), loss=MNRL(model))
     assert expected == trainer.kept_rows._source_options(tmp_path).batch_size
