@@ -21,6 +21,7 @@ from sentence_transformers.util import batch_to_device
 from torch import Tensor
 from tqdm import trange
 
+from gcbs_st.projection import mean_of_tokens
 from gcbs_st.rows.columns import TextColumn, read_columns
 
 # Texts handed to `encode` at a time: it keeps all results in a list before it stacks them. Also a progress bar's step.
@@ -37,9 +38,11 @@ def sentence_embedding(output: Mapping[str, Any]) -> Tensor | None:
         output: of the model's last module.
 
     Returns:
-        (B, d) floats, or None where there are none.
+        (B, d) floats; of a late-interaction model of another library, such as PyLate's, the mean of its token vectors;
+        None where there are neither.
     """
-    return output.get("sentence_embedding")
+    embeddings = output.get("sentence_embedding")
+    return mean_of_tokens(output) if embeddings is None else embeddings
 
 
 # One batch of rows in, the features of each text column out, as the training loader and the host make them.

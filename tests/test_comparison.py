@@ -244,6 +244,17 @@ def test_mined_negatives_are_the_nearest_other_texts():
     assert 0 == mined.filled
 
 
+def test_each_model_mines_its_own_negatives(config, tmp_path):
+    """A sweep over settings of the model mines with the model that each run starts from, and once for each."""
+    runner = Runner(config)
+    options = config.arms["mined"].mine
+    narrow = dataclasses.replace(config, model=dataclasses.replace(config.model, name=str(tmp_path / "other")))
+    make_static_model(seed=5).save(str(tmp_path / "other"))
+    found = [runner._mine(one, options) for one in (config, narrow, config, narrow)]
+    assert found[0] is found[2] and found[1] is found[3]
+    assert found[0].rows["negative"][:] != found[1].rows["negative"][:]
+
+
 def test_rows_without_a_mined_negative_keep_their_place():
     """A margin that nothing meets: each row gets a random text that is not its own, the same at each call."""
     rows = make_pairs(60)

@@ -18,6 +18,7 @@ from gcbs_st import GCBSTrainer, GCBSTrainingArguments
 from gcbs_st.config import load_config
 from gcbs_st.cost import cost_table, needs, schedule
 from gcbs_st.dry_run import small_config
+from gcbs_st.embeddings import encode_rows
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -165,3 +166,29 @@ def test_the_schedule_is_what_the_trainer_does(options, static_model, pairs, tmp
     assert steps == trainer.train().global_step
     # The random planner is asked as well, but embeds nothing.
     assert plans == ([] if args.planner == "random" else planned)
+
+
+@pytest.mark.parametrize(
+    "options, rough",
+    [
+        ({}, False),
+        ({"first_plan": "encode"}, False),
+        ({"first_plan": "encode", "embedding_max_age": 6, "embedding_budget": 40, "replan_steps": 4}, True),
+        ({"embedding_max_age": 0, "embedding_budget": 64}, True),
+    ],
+)
+def test_harvested_rows_are_not_priced_as_encoded(options, rough, monkeypatch, static_model, pairs, tmp_path):
+    """Only what is encoded beside training is: for the first plan, and rows that are too old."""
+    args = GCBSTrainingArguments(
+        str(tmp_path), per_device_train_batch_size=16, report_to="none", disable_tqdm=True, use_cpu=True,
+        save_strategy="no", logging_strategy="no", embedding_source="harvest", num_train_epochs=3, **options,
+    )  # fmt: skip
+    encoded = []
+    monkeypatch.setattr(
+        "gcbs_st.sources.encode_rows",
+        lambda m, d, rows, *a, **k: encoded.append(len(rows)) or encode_rows(m, d, rows, *a, **k),
+    )
+    trainer = GCBSTrainer(static_model, args, pairs, loss=MultipleNegativesRankingLoss(static_model))
+    trainer.train()
+    priced = sum(schedule(args, len(pairs))[1])
+    assert abs(priced - sum(encoded)) <= (0.35 * sum(encoded) if rough else 8 * bool(encoded)), (priced, encoded)

@@ -174,6 +174,30 @@ def test_of_rows_never_harvested_no_batch_is_measured(tmp_path):
             stored_subject(tmp_path / "store", 9, wrong, texts, **described)
 
 
+def test_embeddings_of_a_single_column_are_both_sides(tmp_path):
+    """A run that planned on one column harvested one."""
+    plan = StoredPlan(step=9, epoch=0, plan_count=1, order=np.arange(6), batch_size=2, rows=6, repeats=False)
+    texts = PairTexts(6, "texts", lambda ids: [(f"a {i}", f"p {i}") for i in ids.tolist()])
+    rows, store = unit_rows(6, 1), EmbeddingStore(6, 1, "key")
+    store.write(np.arange(6), [rows], step=4)
+    store.save(tmp_path / "store")
+    subject = stored_subject(tmp_path / "store", 9, plan, texts, title="a title", notes=[])
+    np.testing.assert_array_equal(rows, subject.anchors)
+    np.testing.assert_array_equal(rows, subject.positives)
+
+
+def test_batches_with_a_blank_text_are_left_out_of_the_page(static_model):
+    """They have no scores; a note says how many they are."""
+    from gcbs_st.inspection.plan_embeddings import encoded_subject
+
+    plan = StoredPlan(step=9, epoch=0, plan_count=1, order=np.arange(6), batch_size=2, rows=6, repeats=False)
+    texts = PairTexts(6, "texts", lambda ids: [("" if i == 3 else f"w{i}", f"w{i + 9}") for i in ids.tolist()])
+    subject = encoded_subject(static_model, plan, texts, None, notes=[], title="a title", model="a model")
+    assert [0, 2] == subject.numbers.tolist()
+    assert "1 batches are left out" in subject.notes[-1]
+    assert [0, 2] == sorted(batch["number"] for batch in inspect_plan(subject)["groups"][0]["batches"])
+
+
 def test_a_checkpoint_without_embeddings_is_encoded(runs):
     """Of random batches nothing was harvested: the checkpoint's own model embeds the rows."""
     from sentence_transformers import SentenceTransformer

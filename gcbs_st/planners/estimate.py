@@ -21,8 +21,8 @@ _WIDE_PRODUCTS, _NEAR_PRODUCTS = 2**23, 2**22
 _MOST_COLUMNS, _MOST_BATCHES = 2**16, 1024
 # Products that are held at a time, a few times over.
 _CHUNK_PRODUCTS = 2**22
-# Random batches that an anchor is measured in.
-_MOST_REPEATS = 32
+# Random batches that an anchor is measured in, and anchors that share one.
+_MOST_REPEATS, _SHARING_ANCHORS = 32, 64
 # Anchors without which a regression has too little to go by.
 _LEAST_FITTED = 30
 
@@ -127,7 +127,9 @@ def _predict(values: np.ndarray, wide: _Wide, near: _Near) -> float:
     """The mean over all anchors of what was measured of some."""
     if len(values) < _LEAST_FITTED or len(values) == len(near.own):
         return float(values.mean())
-    facts = np.column_stack([np.ones(len(near.own)), near.batch - near.own, near.random - near.own, near.own])
+    known = [near.batch - near.own, near.random - near.own, near.own, near.mean]
+    products = [left * right for i, left in enumerate(known) for right in known[i:]]
+    facts = np.column_stack([np.ones(len(near.own)), *known, *products])
     weights = np.linalg.lstsq(facts[wide.chosen], values, rcond=None)[0]
     return float(facts.mean(axis=0) @ weights)
 
@@ -140,10 +142,9 @@ def _measure_near(
     scale: float,
     rng: np.random.Generator,
 ) -> _Near:
-    batch_size, n = batches.shape[1], len(anchors)
+    batch_size = batches.shape[1]
     drawn = np.sort(rng.permutation(np.flatnonzero(usable.any(axis=1)))[:_MOST_BATCHES])
     most = max(1, _NEAR_PRODUCTS // (len(drawn) * batch_size))
-    repeats = max(1, min(_MOST_REPEATS, _NEAR_PRODUCTS // (8 * batch_size * batch_size * len(drawn))))
     parts = []
     for number in drawn:
         batch = batches[number]
@@ -151,25 +152,49 @@ def _measure_near(
         queries = scale * anchors[batch[slots]].astype(np.float32)
         within = queries @ positives[batch].astype(np.float32).T
         own = within[np.arange(len(slots)), slots].astype(np.float64)
-        random = np.zeros(len(slots))
-        for _ in range(repeats):
-            others = rng.choice(n, min(n, batch_size), replace=False)
-            strangers = queries @ positives[others].astype(np.float32).T
-            # The own positive takes the place of one of the strangers: of itself where it is among them.
-            itself = others[None, :] == batch[slots][:, None]
-            strangers[np.arange(len(slots)), itself.argmax(axis=1)] = own
-            random += log_sum_exp(strangers) / repeats
         parts.append(
             _Near(
                 places=number * batch_size + slots,
                 own=own,
                 batch=log_sum_exp(within),
-                random=random,
+                random=np.zeros(len(slots)),
                 mean=within.mean(axis=1),
                 false=(within > own[:, None]).sum(axis=1),
             )
         )
-    return _Near(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    near = _Near(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    rows = batches.ravel()[near.places]
+    return near._replace(random=_random_log_sums(anchors, positives, rows, near.own, batch_size, scale, rng))
+
+
+def _random_log_sums(
+    anchors: np.ndarray,
+    positives: np.ndarray,
+    rows: np.ndarray,
+    own: np.ndarray,
+    batch_size: int,
+    scale: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """(m,) log-sum-exp of anchors over random batches.
+
+    Anchors that share a random batch are themselves drawn at random: those of one planned batch are alike, and would
+    all be lucky or unlucky together.
+    """
+    n, m = len(anchors), len(rows)
+    repeats = max(1, min(_MOST_REPEATS, _NEAR_PRODUCTS // (4 * m * batch_size)))
+    sums = np.zeros(m)
+    for _ in range(repeats):
+        order = rng.permutation(m)
+        for start in range(0, m, _SHARING_ANCHORS):
+            taken = order[start : start + _SHARING_ANCHORS]
+            others = rng.choice(n, min(n, batch_size), replace=False)
+            scores = scale * anchors[rows[taken]].astype(np.float32) @ positives[others].astype(np.float32).T
+            # The own positive takes the place of one of the others: of itself where it is among them.
+            itself = others[None, :] == rows[taken][:, None]
+            scores[np.arange(len(taken)), itself.argmax(axis=1)] = own[taken]
+            sums[taken] += log_sum_exp(scores) / repeats
+    return sums
 
 
 def _measure_wide(
