@@ -16,7 +16,7 @@ PACKAGE = ROOT / "gcbs_st"
 # A module may import those of lower rooms, and those beside it that are named. Only the trainer and the
 # experiment compose.
 ROOMS = [
-    {"batches", "rows", "training"},
+    {"batches", "projection", "rows", "training"},
     {
         "caches",
         "config",
@@ -35,7 +35,6 @@ ROOMS = [
         "statistics",
         "baselines",
         "products",
-        "projection",
         "provenance",
         "ranks",
         "store",

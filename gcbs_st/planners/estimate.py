@@ -127,9 +127,7 @@ def _predict(values: np.ndarray, wide: _Wide, near: _Near) -> float:
     """The mean over all anchors of what was measured of some."""
     if len(values) < _LEAST_FITTED or len(values) == len(near.own):
         return float(values.mean())
-    known = [near.batch - near.own, near.random - near.own, near.own, near.mean]
-    products = [left * right for i, left in enumerate(known) for right in known[i:]]
-    facts = np.column_stack([np.ones(len(near.own)), *known, *products])
+    facts = np.column_stack([np.ones(len(near.own)), near.batch - near.own, near.random - near.own, near.own])
     weights = np.linalg.lstsq(facts[wide.chosen], values, rcond=None)[0]
     return float(facts.mean(axis=0) @ weights)
 

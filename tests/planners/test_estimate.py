@@ -39,7 +39,7 @@ def test_figures_at_12_000_rows_are_near_and_steady(planner):
     assert found["closed"].std() <= 0.02
     assert exact.closed == pytest.approx(found["closed"].mean(), abs=0.02)
     for name in FIGURES:
-        assert getattr(exact, name) == pytest.approx(found[name].mean(), rel=0.05, abs=0.02), name
+        assert getattr(exact, name) == pytest.approx(found[name].mean(), rel=0.1, abs=0.05), name
 
 
 @pytest.mark.parametrize("planner", ["bisect", "best"])
@@ -65,7 +65,7 @@ def test_small_and_odd_sizes(batch_size, rows):
     exact = plan_quality(anchors, positives, order, batch_size, sample_rows=4096)
     found = estimate_quality(anchors, positives, order, batch_size, scale=20.0)
     assert exact.closed == pytest.approx(found.closed, abs=0.05)
-    assert exact.gap == pytest.approx(found.gap, rel=0.1)
+    assert exact.gap == pytest.approx(found.gap, rel=0.15)
 
 
 def test_a_large_batch_needs_little_memory():
@@ -93,7 +93,7 @@ def test_some_columns_stand_for_all(monkeypatch):
     monkeypatch.setattr("gcbs_st.planners.estimate._MOST_COLUMNS", 4000)
     found = [estimate_quality(anchors, positives, order, 32, scale=20.0, seed=seed) for seed in range(4)]
     assert exact.closed == pytest.approx(np.mean([one.closed for one in found]), abs=0.05)
-    assert exact.gap == pytest.approx(np.mean([one.gap for one in found]), rel=0.1)
+    assert exact.gap == pytest.approx(np.mean([one.gap for one in found]), rel=0.15)
 
 
 def test_rows_that_are_no_pairs_are_no_anchors():
