@@ -26,7 +26,7 @@ slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q -m slow
 
 oldest newest:
-	$(PYTHON) tests/run_versions.py $@ --torch '$(TORCH)'
+	$(PYTHON) tests/maintain/run_versions.py $@ --torch '$(TORCH)'
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gcbs_st.losses import EMC2Loss
-    from gcbs_st.multi_vector_trainer import GCBSMultiVectorEncoderTrainer, GCBSMultiVectorEncoderTrainingArguments
-    from gcbs_st.sparse_trainer import GCBSSparseEncoderTrainer, GCBSSparseEncoderTrainingArguments
-    from gcbs_st.trainer import GCBSTrainer, GCBSTrainingArguments
+    from gcbs_st.training.multi_vector_trainer import (
+        GCBSMultiVectorEncoderTrainer,
+        GCBSMultiVectorEncoderTrainingArguments,
+    )
+    from gcbs_st.training.sparse_trainer import GCBSSparseEncoderTrainer, GCBSSparseEncoderTrainingArguments
+    from gcbs_st.training.trainer import GCBSTrainer, GCBSTrainingArguments
 
 __all__ = [
     "EMC2Loss",
@@ -33,12 +36,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "EMC2Loss": "losses",
-    "GCBSMultiVectorEncoderTrainer": "multi_vector_trainer",
-    "GCBSMultiVectorEncoderTrainingArguments": "multi_vector_trainer",
-    "GCBSSparseEncoderTrainer": "sparse_trainer",
-    "GCBSSparseEncoderTrainingArguments": "sparse_trainer",
-    "GCBSTrainer": "trainer",
-    "GCBSTrainingArguments": "trainer",
+    "GCBSMultiVectorEncoderTrainer": "training.multi_vector_trainer",
+    "GCBSMultiVectorEncoderTrainingArguments": "training.multi_vector_trainer",
+    "GCBSSparseEncoderTrainer": "training.sparse_trainer",
+    "GCBSSparseEncoderTrainingArguments": "training.sparse_trainer",
+    "GCBSTrainer": "training.trainer",
+    "GCBSTrainingArguments": "training.trainer",
 }
 
 

@@ -20,7 +20,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """What is trained on; the arguments of `gcbs_st.corpus.load_corpus`.
+    """What is trained on; the arguments of `gcbs_st.corpora.corpus.load_corpus`.
 
     Attributes:
         source: a file, a folder saved by datasets, a hub name, `docstrings`, or `code`.
@@ -47,7 +47,7 @@ class CorpusConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is trained; the arguments of `gcbs_st.models.load_model`.
+    """What is trained; the arguments of `gcbs_st.models.load.load_model`.
 
     Attributes:
         name: a hub name, a folder, or `package:DISTRIBUTION`.
@@ -134,7 +134,7 @@ class CodeSearchConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured: STS (see `gcbs_st.sts_data.load_sts_tasks`), or code search in its place.
+    """What is measured: STS (see `gcbs_st.evaluation.sts_tasks.load_sts_tasks`), or code search in its place.
 
     Attributes:
         sts: a folder of STS files, `hub`, or `package` for the packaged STS-B.

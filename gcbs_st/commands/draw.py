@@ -64,7 +64,7 @@ def _draw_rows(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from gcbs_st.planners import available, make_planner
-    from gcbs_st.plots.pictures import draw_similarity
+    from gcbs_st.reports.charts.pictures import draw_similarity
 
     anchors, positives = (np.load(path) for path in (arguments.anchors, arguments.positives))
     names = arguments.planners.split(",") if arguments.planners else [n for n in available() if n != "random"]
@@ -79,7 +79,7 @@ def _draw_rows(arguments: argparse.Namespace) -> None:
 
 def _draw_measured(arguments: argparse.Namespace) -> None:
     from gcbs_st.files import write_bytes
-    from gcbs_st.plots.planner_chart import planner_chart, read_measurements
+    from gcbs_st.reports.charts.planner_chart import planner_chart, read_measurements
 
     write_bytes(Path(arguments.out), planner_chart(read_measurements(Path(arguments.measured))))
 

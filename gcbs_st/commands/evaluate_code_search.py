@@ -63,9 +63,9 @@ def score(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size: got {arguments.batch_size}, expected at least 1")
     # Imported here so that --help and a mistyped option answer at once.
-    from gcbs_st.code_search import evaluate_code_search, load_cosqa, task_of_pairs
-    from gcbs_st.corpus import load_corpus
-    from gcbs_st.models import open_model
+    from gcbs_st.corpora.corpus import load_corpus
+    from gcbs_st.evaluation.code_search import evaluate_code_search, load_cosqa, task_of_pairs
+    from gcbs_st.models.load import open_model
 
     quieten_loading()
     tasks = {}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from gcbs_st.commands.shell import make_parser, quieten, run_command
 
 if TYPE_CHECKING:
-    from gcbs_st.sts_data import StsTask
+    from gcbs_st.evaluation.sts_tasks import StsTask
 
 EXAMPLE = """
 {program} --model runs/quickstart/gcbs/model
@@ -97,7 +97,7 @@ def local_tasks(folder: str, wanted: Sequence[str] | None) -> dict[str, StsTask]
     Raises:
         ValueError: If a task that is asked for is not there.
     """
-    from gcbs_st.sts_data import StsTask, load_sts_tasks
+    from gcbs_st.evaluation.sts_tasks import StsTask, load_sts_tasks
 
     path = Path(os.path.expandvars(folder)).expanduser()
     parts = ("train", "dev", "test")
@@ -135,8 +135,8 @@ def score(arguments: argparse.Namespace) -> dict[str, float]:
     name = arguments.name or name_of(arguments.model)
     if name.count("/") != 1:
         raise ValueError(f"--name: got {name!r}, expected ORGANISATION/NAME")
-    from gcbs_st.models import open_model
-    from gcbs_st.mteb_protocol import evaluate_hub_tasks, evaluate_sts_mteb, weights_hash
+    from gcbs_st.evaluation.mteb_protocol import evaluate_hub_tasks, evaluate_sts_mteb, weights_hash
+    from gcbs_st.models.load import open_model
 
     tasks = local_tasks(arguments.data_dir, arguments.tasks) if arguments.data_dir else None
     model = open_model(arguments.model, arguments.device)
@@ -163,7 +163,7 @@ def table(scores: dict[str, float]) -> str:
     Returns:
         The table.
     """
-    from gcbs_st.report import markdown_table
+    from gcbs_st.records.tables import markdown_table
 
     rows = [[LABELS.get(task, task), f"{value:.2f}"] for task, value in scores.items()]
     for sick, title in (("SICK-R", "as SimCSE averages"), ("SICK-R-all", "as mteb averages")):

@@ -73,15 +73,15 @@ def score(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size: got {arguments.batch_size}, expected at least 1")
     # Imported here so that --help and a mistyped option answer at once.
-    from gcbs_st.evaluation import evaluate_sts
-    from gcbs_st.models import open_model
-    from gcbs_st.sts_data import load_sts_tasks
+    from gcbs_st.evaluation.sts import evaluate_sts
+    from gcbs_st.evaluation.sts_tasks import load_sts_tasks
+    from gcbs_st.models.load import open_model
 
     tasks = load_sts_tasks(arguments.data_dir, splits=[split.strip() for split in arguments.splits.split(",")])
     quieten_loading()
     model = open_model(arguments.model, arguments.device)
     if arguments.protocol == "mteb":
-        from gcbs_st.mteb_protocol import evaluate_sts_mteb
+        from gcbs_st.evaluation.mteb_protocol import evaluate_sts_mteb
 
         scores = evaluate_sts_mteb(model, tasks, model_name=arguments.model, batch_size=arguments.batch_size)
     else:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gcbs_st.commands.shell import make_parser, quieten, run_command
 
 if TYPE_CHECKING:
-    from gcbs_st.inspection.inspected import Inspected
+    from gcbs_st.reports.inspection.inspected import Inspected
 
 EXAMPLE = """
 {program} --run runs/quickstart/gcbs --out batches.html
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st inspect")
 def _inspect(arguments: argparse.Namespace) -> None:
     # After the arguments: the libraries take seconds to import, and --help should not.
     from gcbs_st.files import write_text
-    from gcbs_st.inspection.pages import batches_page
+    from gcbs_st.reports.html import batches_page
 
     inspected = open_inspected(arguments)
     content = make_content(inspected)
@@ -90,8 +90,8 @@ def open_inspected(arguments: argparse.Namespace) -> Inspected:
         ValueError: options that do not go together, or what the folder or files hold cannot be inspected.
         FileNotFoundError: a corpus that is not there.
     """
-    from gcbs_st.inspection.inspected import open_checkpoint, open_files, open_run
     from gcbs_st.planners.quality import SCALE
+    from gcbs_st.reports.inspection.inspected import open_checkpoint, open_files, open_run
 
     kind = next(name for name in ("run", "checkpoint", "anchors") if getattr(arguments, name) is not None)
     allowed = {
@@ -134,13 +134,13 @@ def make_content(inspected: Inspected) -> dict[str, Any]:
         inspected: the plan and its run.
 
     Returns:
-        What `gcbs_st.inspection.pages.batches_page` takes.
+        What `gcbs_st.reports.html.batches_page` takes.
 
     Raises:
         ValueError: embeddings or texts that cannot be inspected.
     """
-    from gcbs_st.inspection.inspector import inspect_plan
-    from gcbs_st.inspection.plan_table import plan_table
+    from gcbs_st.reports.inspection.inspector import inspect_plan
+    from gcbs_st.reports.inspection.plan_table import plan_table
 
     return {
         **inspect_plan(inspected.subject),
@@ -162,7 +162,7 @@ def draw_charts(log_history: Sequence[Mapping[str, Any]]) -> tuple[dict[str, byt
     if not log_history:
         return {}, []
     try:
-        from gcbs_st.plots.charts import run_charts
+        from gcbs_st.reports.charts.charts import run_charts
 
         return run_charts(log_history), []
     except ImportError:

@@ -76,7 +76,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     from gcbs_st.batches.shared_values import SharedValues
     from gcbs_st.files import write_bytes
     from gcbs_st.planners import check_order, make_planner
-    from gcbs_st.planners.base import configured
+    from gcbs_st.planners.base import abilities_of, check_batches, configured
     from gcbs_st.planners.quality import plan_quality
 
     # Memory-mapped, so that a planner that reads in chunks never holds all of them.
@@ -85,9 +85,9 @@ def _plan(arguments: argparse.Namespace) -> None:
     planner = configured(made, scale=arguments.scale, show_progress=sys.stderr.isatty())
     began = time.perf_counter()
     order = planner.plan(anchors, positives, arguments.batch_size, np.random.default_rng(arguments.seed))
-    overlapping = getattr(planner, "overlapping", False)
-    if not overlapping:
-        order = check_order(order, len(anchors), arguments.planner)
+    once = abilities_of(planner).covers_each_row_once
+    checked = (len(anchors), arguments.planner) if once else (len(anchors), arguments.batch_size, arguments.planner)
+    order = (check_order if once else check_batches)(order, *checked)
     if arguments.groups is not None:
         groups = SharedValues(np.arange(len(anchors)), np.load(arguments.groups).reshape(len(anchors)))
         order = _keep_apart(groups, order, arguments.batch_size)
@@ -98,10 +98,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     write_bytes(Path(arguments.out), content.getvalue())
     record = {"planner": arguments.planner, "seconds": round(seconds, 3), "peak_bytes": peak}
     if len(order) >= arguments.batch_size:
-        quality = plan_quality(
-            anchors, positives, order, arguments.batch_size, scale=arguments.scale, repeats=overlapping
-        )
-        record |= quality.rounded()
+        record |= plan_quality(anchors, positives, order, arguments.batch_size, scale=arguments.scale).rounded()
     print(json.dumps(record))
 
 

@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st report") 
 
 def _report(arguments: argparse.Namespace) -> None:
     from gcbs_st.files import write_bytes, write_text
-    from gcbs_st.reporting.report_page import report_html, report_markdown
-    from gcbs_st.reporting.run_records import read_runs
-    from gcbs_st.reporting.run_report import make_report
+    from gcbs_st.records.run_folder import read_runs
+    from gcbs_st.reports.runs.page import report_html, report_markdown
+    from gcbs_st.reports.runs.run_report import make_report
 
     runs = read_runs([Path(folder) for folder in arguments.runs])
     out = Path(arguments.out)

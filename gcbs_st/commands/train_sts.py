@@ -74,14 +74,14 @@ def _train(arguments: argparse.Namespace) -> None:
     began = time.perf_counter()
     # After the arguments: the libraries take seconds to import, and --help should not.
     from gcbs_st.config import load_config
-    from gcbs_st.experiment import run_experiment
+    from gcbs_st.experiments.experiment import run_experiment
     from gcbs_st.files import write_json
-    from gcbs_st.report import experiment_table
+    from gcbs_st.records.tables import experiment_table
 
     config = load_config(arguments.config, arguments.set)
     # What the host prints while it trains must not get between the caller and the table.
     if arguments.dry_run:
-        from gcbs_st.dry_run import dry_run
+        from gcbs_st.experiments.dry_run import dry_run
 
         with contextlib.redirect_stdout(sys.stderr):
             report = dry_run(config)

@@ -1,4 +1,8 @@
-"""Losses for batches that were composed: what takes embeddings of a batch and gives one number to minimise."""
+"""What is minimised: losses for batches that were composed, or that keep states of rows.
+
+In: the embeddings of a batch. Out: one number.
+May import: nothing of ours.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import torch
 from sentence_transformers import util
 from torch import Tensor
 
-from gcbs_st.losses.rows import FeaturesOf, RowLoss
+from gcbs_st.losses.row_loss import FeaturesOf, RowLoss
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

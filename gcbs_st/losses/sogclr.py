@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gcbs_st.losses.rows import RowLoss
+from gcbs_st.losses.row_loss import RowLoss
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -1,9 +1,11 @@
-"""The planners: embeddings of the rows in, an order whose blocks are the batches out.
+"""Which rows train together: embeddings of the rows in, an order whose blocks are the batches out.
 
-One file an algorithm, one protocol (`Planner`), one registry. A user's own planner is added with
+One planner per file, one protocol (`Planner`), one registry. A user's own planner is added with
 
     @register("by_length")
     class ByLengthPlanner: ...
+
+May import: nothing of ours.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a planner is, and the checks that every planner makes of its input.
+"""What a planner is, what the trainer may ask of one, and the checks of what goes in and comes out.
 
 In: one (n, d) array of anchor embeddings and one of positive embeddings, unit rows, row i of the
 second being the positive of row i of the first.
@@ -8,7 +8,9 @@ Out: an order of the n rows, whose consecutive blocks of B rows are the batches.
 from __future__ import annotations
 
 import copy
-from typing import Any, Protocol
+import os
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -24,7 +26,7 @@ class Planner(Protocol):
     """Decides which rows share a batch.
 
     A planner is a pure function of its arguments: the same input gives the same order. It sees rows,
-    not texts, and knows nothing of epochs, ranks or checkpoints.
+    not texts, and knows nothing of ranks or checkpoints.
 
     Example:
         >>> import numpy as np
@@ -43,12 +45,92 @@ class Planner(Protocol):
         ...
 
 
-def scale_or_default(scale: float | None) -> float:
-    """Returns the 1 / temperature to plan for; 20 where neither the user nor the trainer says another.
+@dataclass(frozen=True, kw_only=True)
+class BasePlanner:
+    """A planner of ours: its options are its fields, and it says what the trainer needs to know of it.
 
-    Args:
-        scale: a planner's option.
+    A planner of a user needs no more than `plan`; `abilities_of` fills in the rest.
     """
+
+    # Several processes may each plan rows that lie together, see `gcbs_st.training.parallel_planning`.
+    splits: ClassVar[bool] = False
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether the order depends on the embeddings."""
+        return True
+
+    @property
+    def covers_each_row_once(self) -> bool:
+        """Whether the order is a bijection; otherwise only the rows within a batch are distinct."""
+        return True
+
+    def plan(
+        self, anchors: np.ndarray, positives: np.ndarray, batch_size: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Returns (n,) int64, the order of the rows; the last n mod `batch_size` of them fill no batch.
+
+        Args:
+            anchors: (n, d) floats, unit rows.
+            positives: (n, d) floats, unit rows; row i is the positive of anchor i.
+            batch_size: rows per batch, at least 1.
+            rng: all randomness comes from it.
+
+        Raises:
+            ValueError: input that cannot be planned, see `check_pairs`; a batch size that does not suit the options.
+        """
+        return self.order_rows(*check_pairs(anchors, positives, batch_size), batch_size, rng)
+
+    def order_rows(
+        self, anchors: np.ndarray, positives: np.ndarray, batch_size: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Returns what `plan` returns, of rows that were checked."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What is known of a planner, whoever wrote it.
+
+    Attributes:
+        splits: several processes may each plan a part of the rows.
+        needs_embeddings: the order depends on the embeddings.
+        covers_each_row_once: the order is a bijection.
+        clusters_per_batch: clusters that make a batch; None for a planner that knows no clusters.
+    """
+
+    splits: bool
+    needs_embeddings: bool
+    covers_each_row_once: bool
+    clusters_per_batch: int | None
+
+
+def abilities_of(planner: Planner) -> Abilities:
+    """Returns what a planner says of itself; what a user's planner does not say is what most planners are.
+
+    Example:
+        >>> from gcbs_st.planners import BestPlanner
+        >>> abilities_of(BestPlanner(clusters_per_batch=2))
+        Abilities(splits=True, needs_embeddings=True, covers_each_row_once=True, clusters_per_batch=2)
+    """
+    usual = BasePlanner()
+    known = ("splits", "needs_embeddings", "covers_each_row_once")
+    said = {name: bool(getattr(planner, name, getattr(usual, name))) for name in known}
+    return Abilities(**said, clusters_per_batch=getattr(planner, "clusters_per_batch", None))
+
+
+def order_checked_rows(
+    planner: Planner, anchors: np.ndarray, positives: np.ndarray, batch_size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Returns a planner's order of rows that `check_pairs` has seen; planners of ours do not check them again."""
+    # A user may have derived a planner from one of ours and given it a `plan` of its own.
+    ours = isinstance(planner, BasePlanner) and type(planner).plan is BasePlanner.plan
+    plan = planner.order_rows if ours else planner.plan  # type: ignore[attr-defined]
+    return np.asarray(plan(anchors, positives, batch_size, rng))
+
+
+def scale_or_default(scale: float | None) -> float:
+    """Returns the 1 / temperature to plan for; 20 where neither the user nor the trainer says another."""
     return DEFAULT_SCALE if scale is None else scale
 
 
@@ -58,7 +140,7 @@ def configured(planner: Planner, *, scale: float | None = None, **settings: Any)
     Args:
         planner: any; settings that it has no attribute for are left out.
         scale: 1 / temperature of the loss, for a planner whose own is None.
-        settings: `epoch`, `clusters_per_batch`, `show_progress` and the like.
+        settings: `epoch`, `clusters_per_batch`, `show_progress`, `threads`.
 
     Returns:
         A copy with the settings, or the planner itself where that would be the same.
@@ -74,10 +156,38 @@ def configured(planner: Planner, *, scale: float | None = None, **settings: Any)
     settings = {name: value for name, value in settings.items() if getattr(planner, name, value) != value}
     if not settings:
         return planner
+    if isinstance(planner, BasePlanner) and settings.keys() <= {field.name for field in fields(planner)}:
+        return replace(planner, **settings)
     changed = copy.copy(planner)
     for name, value in settings.items():
-        setattr(changed, name, value)
+        object.__setattr__(changed, name, value)
     return changed
+
+
+def count_threads(threads: int) -> int:
+    """Returns how many threads to start: the number asked for, or one for each core that the process may use."""
+    return threads or len(os.sched_getaffinity(0))
+
+
+def check_least(least: int, **options: float | None) -> None:
+    """Raises a ValueError that names the option if one that is given is below the least value."""
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name}: got {value}, expected at least {least}.")
+
+
+def check_positive(**options: float | None) -> None:
+    """Raises a ValueError that names the option if one that is given is not above 0, or is infinite."""
+    for name, value in options.items():
+        if value is not None and not 0 < value < np.inf:
+            raise ValueError(f"{name}: got {value}, expected a number above 0.")
+
+
+def check_share(**options: float) -> None:
+    """Raises a ValueError that names the option if one is not between 0 and 1."""
+    for name, value in options.items():
+        if not 0 < value < 1:
+            raise ValueError(f"{name}: got {value}, expected a number between 0 and 1.")
 
 
 def check_rows(embeddings: np.ndarray, name: str) -> np.ndarray:
@@ -117,12 +227,12 @@ def check_rows(embeddings: np.ndarray, name: str) -> np.ndarray:
 
 
 def check_pairs(anchors: np.ndarray, positives: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both arrays as unit rows, after the checks that every planner makes.
+    """Returns both arrays as unit rows, after the checks that stand before every plan.
 
     Args:
         anchors: (n, d) floats.
         positives: (n, d) floats, row i belongs to row i of `anchors`.
-        batch_size: rows a batch, at least 1.
+        batch_size: rows per batch, at least 1.
 
     Returns:
         The two arrays, see `check_rows`. The same object twice where the input was.
@@ -151,9 +261,9 @@ def check_batches(order: Any, rows: int, batch_size: int, planner: str) -> np.nd
     """Returns an order in which rows recur, as int64, after making sure that none recurs within a batch.
 
     Args:
-        order: what a planner with `overlapping` set returned.
+        order: what a planner that does not cover each row once has returned.
         rows: n, the number of rows it was given.
-        batch_size: rows a batch.
+        batch_size: rows per batch.
         planner: its name, for the message.
 
     Returns:

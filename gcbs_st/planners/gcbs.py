@@ -8,101 +8,70 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from tqdm.auto import tqdm
 
-from gcbs_st.planners.base import check_pairs
+from gcbs_st.planners.base import BasePlanner, check_least, check_share
 
 logger = logging.getLogger(__name__)
 
 # Up to this many rows the quantile is taken over all n^2 products, as in the paper.
 EXACT_ROWS = 4096
+# Anchors that it is estimated on above that, and anchors multiplied at a time.
+_SAMPLE_ROWS, _CHUNK_ROWS = 256, 2048
 # Past this the kept entries alone need over 6 GB.
 _MANY_ENTRIES = 500_000_000
 
 
-class GCBSPlanner:
+@dataclass(frozen=True, kw_only=True)
+class GCBSPlanner(BasePlanner):
     """The paper's planner.
 
     One threshold t, the `quantile` of all anchor-positive products; the products above t as a sparse
     0/1 matrix A; the reverse Cuthill-McKee order of A + A^T; consecutive blocks of B rows are batches.
 
-    Cost: n^2 d multiplications, O(chunk_rows n) memory for the products and 5 bytes a kept entry, of
+    Cost: n^2 d multiplications, O(2048 n) memory for the products and 5 bytes per kept entry, of
     which there are (1 - quantile) n^2. At a fixed quantile that grows with n^2: set `neighbors` to
     keep it at n * neighbors.
 
     Reversing an order changes no block but for the remainder, so SciPy's reversed order serves. The
     paper does not say whether equal products are kept; here only those strictly above t are.
 
+    Attributes:
+        quantile: in (0, 1), the share of products below the threshold; the paper's is 0.999.
+        neighbors: if given, the quantile is 1 - neighbors / n, so that memory is O(n * neighbors).
+        exact: take the quantile over all n^2 products however many there are. Otherwise it is estimated on 256 anchors
+            against all positives above 4,096 rows.
+        show_progress: show a progress bar over the chunks.
+
     Example:
-        >>> import numpy as np
         >>> rows = np.random.default_rng(0).normal(size=(100, 8))
         >>> order = GCBSPlanner(quantile=0.95).plan(rows, rows, 10, np.random.default_rng(0))
         >>> sorted(order.tolist()) == list(range(100))
         True
     """
 
-    def __init__(
-        self,
-        *,
-        quantile: float = 0.999,
-        neighbors: int | None = None,
-        exact: bool = False,
-        sample_rows: int = 256,
-        chunk_rows: int = 2048,
-        show_progress: bool = False,
-    ) -> None:
-        """Takes the paper's option and how its cost is bounded.
+    quantile: float = 0.999
+    neighbors: int | None = None
+    exact: bool = False
+    show_progress: bool = False
 
-        Args:
-            quantile: in (0, 1), the share of products below the threshold; the paper's is 0.999.
-            neighbors: if given, the quantile is 1 - neighbors / n, so that memory is O(n * neighbors).
-            exact: take the quantile over all n^2 products however many there are. Otherwise it is
-                estimated on `sample_rows` anchors against all positives above 4,096 rows.
-            sample_rows: anchors on which the quantile is estimated, at most 4,096.
-            chunk_rows: anchors multiplied at a time.
-            show_progress: show a progress bar over the chunks.
+    def __post_init__(self) -> None:
+        """Raises a ValueError for an option out of its range."""
+        check_share(quantile=self.quantile)
+        check_least(1, neighbors=self.neighbors)
 
-        Raises:
-            ValueError: an option out of its range.
-        """
-        if not 0 < quantile < 1:
-            raise ValueError(f"quantile: got {quantile}, expected a number between 0 and 1 (the paper's is 0.999).")
-        if neighbors is not None and neighbors < 1:
-            raise ValueError(f"neighbors: got {neighbors}, expected at least 1, or None to use the quantile.")
-        if not 1 <= sample_rows <= EXACT_ROWS:
-            raise ValueError(f"sample_rows: got {sample_rows}, expected 1 to {EXACT_ROWS}.")
-        if chunk_rows < 1:
-            raise ValueError(f"chunk_rows: got {chunk_rows}, expected at least 1.")
-        self.quantile = quantile
-        self.neighbors = neighbors
-        self.exact = exact
-        self.sample_rows = sample_rows
-        self.chunk_rows = chunk_rows
-        self.show_progress = show_progress
-
-    def plan(
+    def order_rows(
         self, anchors: np.ndarray, positives: np.ndarray, batch_size: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Returns (n,) int64, the order of the rows.
+        """Returns the order, which follows from the embeddings alone.
 
-        Args:
-            anchors: (n, d) floats, unit rows.
-            positives: (n, d) floats, unit rows; row i is the positive of anchor i.
-            batch_size: rows a batch; the order itself does not depend on it.
-            rng: not used. The paper's plan follows from the embeddings alone, so the rows on which the
-                quantile is estimated come from a generator of their own.
-
-        Returns:
-            The order of the rows.
-
-        Raises:
-            ValueError: input that no planner takes, see `gcbs_st.planners.base.check_pairs`.
+        The rows on which the quantile is estimated come from a generator of their own, and not from `rng`.
         """
-        anchors, positives = check_pairs(anchors, positives, batch_size)
         n = len(anchors)
         if n <= 2:
             return np.arange(n)
@@ -121,7 +90,7 @@ class GCBSPlanner:
                 (1 - quantile) * n * n,
                 n,
             )
-        rows = np.arange(n) if n <= EXACT_ROWS else np.random.default_rng(0).choice(n, self.sample_rows, replace=False)
+        rows = np.arange(n) if n <= EXACT_ROWS else np.random.default_rng(0).choice(n, _SAMPLE_ROWS, replace=False)
         products = anchors[rows].astype(np.float32, copy=False) @ positives.T
         if self.exact and n > EXACT_ROWS:
             return self._above_exact_quantile(anchors, positives, products, quantile)
@@ -131,10 +100,10 @@ class GCBSPlanner:
     def _above(
         self, anchors: np.ndarray, positives: np.ndarray, threshold: float
     ) -> Iterator[tuple[tuple[np.ndarray, np.ndarray], np.ndarray]]:
-        """Yields for each chunk of anchors ((entries a row, their columns), their products)."""
-        starts = range(0, len(anchors), self.chunk_rows)
+        """Yields for each chunk of anchors ((entries per row, their columns), their products)."""
+        starts = range(0, len(anchors), _CHUNK_ROWS)
         for start in tqdm(starts, desc="planning", unit="chunk", leave=False, disable=not self.show_progress):
-            products = anchors[start : start + self.chunk_rows].astype(np.float32, copy=False) @ positives.T
+            products = anchors[start : start + _CHUNK_ROWS].astype(np.float32, copy=False) @ positives.T
             above = products > threshold
             flat = np.flatnonzero(above)
             yield (above.sum(axis=1), (flat % len(positives)).astype(np.int32)), products.ravel()[flat]
@@ -168,7 +137,7 @@ class GCBSPlanner:
 
 
 def _matrix(chunks: list[tuple[np.ndarray, np.ndarray]], n: int) -> csr_array:
-    """The (n, n) 0/1 matrix from (entries a row, their columns) of consecutive rows."""
+    """The (n, n) 0/1 matrix from (entries per row, their columns) of consecutive rows."""
     starts = np.concatenate([[0], np.cumsum(np.concatenate([counts for counts, _ in chunks]))])
     columns = np.concatenate([columns for _, columns in chunks])
     index_type = np.int32 if len(columns) < 2**31 else np.int64

@@ -85,7 +85,6 @@ def plan_quality(  # noqa: PLR0913 - a keyword for each choice of the measuremen
     scale: float = SCALE,
     sample_rows: int | None = SAMPLE_ROWS,
     compare: bool = True,
-    repeats: bool = False,
     seed: int = 0,
 ) -> PlanQuality:
     """Returns the quality of a plan, measured on whole batches drawn with a seed.
@@ -95,21 +94,20 @@ def plan_quality(  # noqa: PLR0913 - a keyword for each choice of the measuremen
     Args:
         anchors: (n, d) floats, unit rows.
         positives: (n, d) floats, unit rows; row i is the positive of anchor i.
-        order: (m,) integers, distinct, each in [0, n); consecutive blocks are batches and a shorter last
+        order: (m,) integers in [0, n); consecutive blocks are batches, whose rows are distinct, and a shorter last
             block is left out.
         batch_size: rows a batch, B.
         scale: 1 / temperature.
         sample_rows: about how many anchors are measured, in whole batches; None for all.
         compare: also measure a random order and the limit, which `closed` needs.
-        repeats: rows may recur in other batches, as a planner with overlapping batches makes them.
         seed: which batches are drawn.
 
     Returns:
         The measured figures.
 
     Raises:
-        ValueError: input that no planner takes; an order that is not of integers, holds a repeated or
-            unknown row, or less than a batch.
+        ValueError: input that no planner takes; an order that is not of integers, holds an unknown
+            row, one twice in a batch, or less than a batch.
 
     Example:
         >>> angles = np.array([0.0, 0.1, 3.0, 3.1])  # two pairs of neighbours
@@ -125,8 +123,9 @@ def plan_quality(  # noqa: PLR0913 - a keyword for each choice of the measuremen
         raise ValueError(f"order: got {order.dtype} of shape {order.shape}, expected (rows,) of integers.")
     if len(order) < batch_size:
         raise ValueError(f"order: got {len(order)} rows, expected at least one batch of {batch_size}.")
-    if (not repeats and len(np.unique(order)) != len(order)) or order.min() < 0 or order.max() >= n:
-        raise ValueError(f"order: holds a row twice or a row outside 0..{n - 1}, expected distinct rows.")
+    batches = np.sort(order[: len(order) // batch_size * batch_size].reshape(-1, batch_size), axis=1)
+    if (batches[:, 1:] == batches[:, :-1]).any() or order.min() < 0 or order.max() >= n:
+        raise ValueError(f"order: holds a row twice in a batch or a row outside 0..{n - 1}, expected distinct rows.")
     positives = positives.astype(np.float32, copy=False)
     measured = _measure(anchors, positives, _draw(order, batch_size, sample_rows, seed), scale, with_limit=False)
     used: dict[str, Any] = {"rows_used": len(order) // batch_size * batch_size, "rows": n}

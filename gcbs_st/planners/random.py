@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from gcbs_st.planners.base import check_pairs
+from gcbs_st.planners.base import BasePlanner
 
 
-class RandomPlanner:
+@dataclass(frozen=True, kw_only=True)
+class RandomPlanner(BasePlanner):
     """A uniformly random order. O(n) time and memory.
 
+    Attributes:
+        measure: log the gap of the random batches as that of any plan, at the price of embedding the rows.
+            The batches are the same.
+
     Example:
-        >>> import numpy as np
         >>> rows = np.eye(4)
         >>> sorted(RandomPlanner().plan(rows, rows, 2, np.random.default_rng(0)).tolist())
         [0, 1, 2, 3]
     """
 
-    def __init__(self, *, measure: bool = False) -> None:
-        """Takes whether the trainer is to embed the rows all the same.
+    measure: bool = False
 
-        Args:
-            measure: log the gap of the random batches as that of any plan, at the price of embedding the rows.
-                The batches are the same.
-        """
-        self.measure = measure
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether somebody wants to know the gap of the random batches."""
+        return self.measure
 
-    def plan(
+    def order_rows(
         self, anchors: np.ndarray, positives: np.ndarray, batch_size: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Returns (n,) int64, a random permutation of the rows.
-
-        Args:
-            anchors: (n, d) floats, unit rows.
-            positives: (n, d) floats, unit rows.
-            batch_size: rows a batch.
-            rng: where the randomness comes from.
-
-        Returns:
-            The order of the rows.
-
-        Raises:
-            ValueError: input that no planner takes, see `gcbs_st.planners.base.check_pairs`.
-        """
-        check_pairs(anchors, positives, batch_size)
+        """Returns (n,) int64, a random permutation of the rows."""
         return rng.permutation(len(anchors))

@@ -7,21 +7,24 @@ KDD 2023, arXiv 2306.03355, and its released code.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
 
-from gcbs_st.planners.base import check_pairs
-from gcbs_st.products import as_float32, dot, find_hardest, push
+from gcbs_st.planners.algorithms.hardest import as_float32, dot, find_hardest, push
+from gcbs_st.planners.base import BasePlanner, check_least, count_threads
 
-# Steps of a walk for each row of the batch, when no cap is given.
-_STEPS_A_ROW = 100
+# Steps of a walk for each row of the batch, at most (not from the paper, whose walks do not end).
+_STEPS_PER_ROW = 100
+# What the probability of a restart falls to, and by how much with each epoch: the released code's.
+_LEAST_RESTART, _FALL = 0.05, 0.02
 _CHUNK_ROWS = 512
 
 
-class RandomWalkPlanner:
+@dataclass(frozen=True, kw_only=True)
+class RandomWalkPlanner(BasePlanner):
     """Batches from random walks with restart on a graph of similar rows.
 
     Each row draws `candidates` other rows and keeps the `neighbors` most similar of them, anchor to
@@ -35,24 +38,27 @@ class RandomWalkPlanner:
       are in none, so that the plan holds every row exactly once. The n % B rows left over come last.
     - With `exact_cover=False` a batch collects any row, as in the paper, so rows come again in other
       batches and some in none. THE RESULT IS THEN NO BIJECTION: (n // B * B,) row ids, distinct within a
-      batch only; the attribute `overlapping` says so. The code goes on until nearly all rows were seen,
+      batch only; `covers_each_row_once` says so. The code goes on until nearly all rows were seen,
       so its epochs have no fixed length; here an epoch keeps its n // B batches.
     - The code walks until it has B rows, for ever where fewer can be reached. Here a walk ends after
-      `max_steps` steps, and random rows, of those in no batch yet, fill up the batch.
+      100 B steps, and random rows, of those in no batch yet, fill up the batch.
     - The code draws candidates with repeats and may draw the row itself; here they are distinct others,
       and all of them where there are no more than `candidates`.
     - The code lowers the probability from epoch to epoch: max(0.05, restart - 0.02 * epoch), epochs
-      counted from 1, the first (or the first ten) random. A planner knows no epoch: whoever re-plans may
-      raise the attribute `epoch`, from its default of 0, which means `restart` itself.
+      counted from 1, the first (or the first ten) random. The trainer raises `epoch`; 0 means `restart` itself.
 
-    Cost: n M d multiplications for M candidates (n^2 d where M is all rows) and at most n / B max_steps
+    Cost: n M d multiplications for M candidates (n^2 d where M is all rows) and at most 100 n
     steps. Memory: 8 n K bytes for K neighbours, and a float32 copy of positives of another type.
 
     Attributes:
-        overlapping: whether rows can come in several batches, that is, not `exact_cover`.
+        candidates: M, random rows that each row compares itself with; the more, the harder the batches.
+        neighbors: K, how many of them it keeps, at most `candidates`; the fewer, the harder the batches.
+        restart: in [0, 1], probability that a step returns to the start of the walk.
+        epoch: epochs of falling so far.
+        exact_cover: every row once. Otherwise the paper's own mode, see above.
+        threads: at work at once on the graph, 0 for one per core; the plan does not depend on it.
 
     Example:
-        >>> import numpy as np
         >>> rows = np.random.default_rng(0).normal(size=(60, 8))
         >>> order = RandomWalkPlanner(neighbors=5).plan(rows, rows, 10, np.random.default_rng(0))
         >>> sorted(order.tolist()) == list(range(60))
@@ -62,80 +68,38 @@ class RandomWalkPlanner:
         ([10, 10, 10, 10, 10, 10], True)
     """
 
-    overlapping: bool = False
+    candidates: int = 1000
+    neighbors: int = 100
+    restart: float = 0.2
+    epoch: int = 0
+    exact_cover: bool = True
+    threads: int = 0
 
-    def __init__(
-        self,
-        *,
-        candidates: int = 1000,
-        neighbors: int = 100,
-        restart: float = 0.2,
-        restart_end: float | None = None,
-        epoch: int = 0,
-        max_steps: int | None = None,
-        exact_cover: bool = True,
-        threads: int = 0,
-    ) -> None:
-        """Takes the paper's options; the more candidates and the fewer neighbours, the harder the batches.
+    def __post_init__(self) -> None:
+        """Raises a ValueError for an option out of its range."""
+        check_least(1, candidates=self.candidates)
+        if not 1 <= self.neighbors <= self.candidates:
+            raise ValueError(f"neighbors: got {self.neighbors}, expected 1 to candidates, here {self.candidates}.")
+        if not 0 <= self.restart <= 1:
+            raise ValueError(f"restart: got {self.restart}, expected a probability (the paper's is 0.2).")
+        check_least(0, epoch=self.epoch, threads=self.threads)
 
-        Args:
-            candidates: M, random rows that each row compares itself with.
-            neighbors: K, how many of them it keeps, at most `candidates`.
-            restart: in [0, 1], probability that a step returns to the start of the walk.
-            restart_end: what `restart` does not fall below with the epochs, at most `restart`; None for the
-                smaller of that and the released code's 0.05.
-            epoch: epochs of falling so far.
-            max_steps: steps of a walk at most, at least 0; None for 100 B (not from the paper).
-            exact_cover: every row once. Otherwise the paper's own mode, see above.
-            threads: at work at once on the graph, 0 for one a core; the plan does not depend on it.
+    @property
+    def covers_each_row_once(self) -> bool:
+        """Whether a row is in one batch only."""
+        return self.exact_cover
 
-        Raises:
-            ValueError: an option out of its range.
-        """
-        if candidates < 1:
-            raise ValueError(f"candidates: got {candidates}, expected at least 1 (the paper's is 1000).")
-        if not 1 <= neighbors <= candidates:
-            raise ValueError(f"neighbors: got {neighbors}, expected 1 to candidates, here {candidates}.")
-        if not 0 <= restart <= 1:
-            raise ValueError(f"restart: got {restart}, expected a probability (the paper's is 0.2).")
-        if restart_end is not None and not 0 <= restart_end <= restart:
-            raise ValueError(f"restart_end: got {restart_end}, expected 0 to restart, here {restart}.")
-        if epoch < 0:
-            raise ValueError(f"epoch: got {epoch}, expected at least 0.")
-        if max_steps is not None and max_steps < 0:
-            raise ValueError(f"max_steps: got {max_steps}, expected at least 0, or None for 100 a row of the batch.")
-        if threads < 0:
-            raise ValueError(f"threads: got {threads}, expected 0 for one a core, or a number of them.")
-        self.candidates, self.neighbors = candidates, neighbors
-        self.restart, self.epoch = restart, epoch
-        self.restart_end = min(restart, 0.05) if restart_end is None else restart_end
-        self.max_steps, self.exact_cover, self.threads = max_steps, exact_cover, threads
-        self.overlapping = not exact_cover
-
-    def plan(
+    def order_rows(
         self, anchors: np.ndarray, positives: np.ndarray, batch_size: int, rng: np.random.Generator
     ) -> np.ndarray:
         """Returns (n,) int64, every row once; with `exact_cover=False` (n // B * B,) with repeats.
 
-        Args:
-            anchors: (n, d) floats, unit rows.
-            positives: (n, d) floats, unit rows; row i is the positive of anchor i.
-            batch_size: rows a batch, B.
-            rng: two numbers are drawn from it, the seeds of the candidates and of the walks.
-
-        Returns:
-            The order of the rows.
-
-        Raises:
-            ValueError: input that no planner takes, see `gcbs_st.planners.base.check_pairs`.
+        Two numbers are drawn from `rng`, the seeds of the candidates and of the walks.
         """
-        anchors, positives = check_pairs(anchors, positives, batch_size)
         graph_seed, walk_seed = (np.uint64(seed) for seed in rng.integers(2**63, size=2))
         graph = self._find_neighbors(anchors, positives, graph_seed)
-        max_steps = _STEPS_A_ROW * batch_size if self.max_steps is None else self.max_steps
-        # The released code's 0.1 for every five epochs.
-        restart = max(self.restart_end, self.restart - 0.02 * self.epoch)
-        return _walk(graph, batch_size, restart, max_steps, self.exact_cover, walk_seed)
+        restart = max(min(self.restart, _LEAST_RESTART), self.restart - _FALL * self.epoch)
+        return _walk(graph, batch_size, restart, _STEPS_PER_ROW * batch_size, self.exact_cover, walk_seed)
 
     def _find_neighbors(self, anchors: np.ndarray, positives: np.ndarray, seed: np.uint64) -> np.ndarray:
         """The (n, k) int32 out-neighbours, in no order, k being at most n - 1."""
@@ -154,7 +118,7 @@ class RandomWalkPlanner:
                 as_float32(anchors[rows]), positives, start, self.candidates, seed, ids[rows], best[rows]
             )
 
-        with ThreadPoolExecutor(self.threads or len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(count_threads(self.threads)) as pool:
             list(pool.map(search, range(0, n, _CHUNK_ROWS)))
         return ids
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from conftest import make_static_model
 
-from gcbs_st.models import use_sparse_gradients
+from gcbs_st.models.load import use_sparse_gradients
 from matrix.case import Case, Place, Run, one_process_only
 from matrix.materials import bert
 from matrix.watching import passes

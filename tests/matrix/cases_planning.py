@@ -121,10 +121,6 @@ CASES = [
     ),
     Case("harvest, first epoch random", arguments=HARVEST, planned_from=(12, 6), check=aged),
     Case(
-        "harvest, first epoch from word vectors",
-        model=bert, arguments={**HARVEST, "first_plan": "word_vectors"}, check=aged,
-    ),
-    Case(
         "harvest, old rows encoded",
         arguments={**HARVEST, "first_plan": "encode", "embedding_max_age": 2}, check=aged_at_most(2),
     ),

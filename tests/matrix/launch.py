@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from paths import TESTS, with_modules
+
 from matrix.case import DDP, DDP_RESUME, RESUME, SINGLE, Case
 
-TESTS = Path(__file__).parents[1]
 JOB_SECONDS = 1500
 Records = dict[tuple[str, str], dict[str, Any]]
 
@@ -63,7 +64,7 @@ def run_job(names: list[str], folder: Path, ranks: int) -> tuple[str | None, lis
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--rdzv_backend=c10d"]
     launcher = [*launcher, "--rdzv_endpoint=127.0.0.1:0"] if ranks > 1 else []
     command = [sys.executable, *launcher, "-m", "matrix.matrix_job", str(task)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**with_modules(dict(os.environ)), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with (folder / "log").open("w") as log:
         job = subprocess.Popen(command, stdout=log, stderr=log, cwd=TESTS, env=environment)
         try:

@@ -19,7 +19,7 @@ from sentence_transformers.util import dot_score
 from torch import nn
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
-from gcbs_st.embeddings import encode_rows
+from gcbs_st.embeddings.encode import encode_rows
 from gcbs_st.planners import available
 from gcbs_st.planners.quality import plan_quality
 
@@ -346,7 +346,7 @@ def test_string_ids_are_trained_as_the_host_trains_them_after_its_warning(tmp_pa
         .select_columns(["doc_id", "anchor", "positive"])
     )
     before = []
-    from gcbs_st import sources
+    from gcbs_st.embeddings import source as sources
 
     def noting(*args: Any, **given: Any) -> Any:
         before.extend(warnings_of(caplog, "look like ID columns"))
@@ -383,7 +383,7 @@ def test_string_ids_are_trained_as_the_host_trains_them_after_its_warning(tmp_pa
 )
 def test_planners_plan_for_the_scale_of_the_loss(tmp_path, options, loss, expected):
     """Unless their own is given; outside of the plan the planner is as it was."""
-    from gcbs_st.baselines import with_transformers_tokenizers
+    from gcbs_st.experiments.baselines import with_transformers_tokenizers
 
     model = make_static_model()
     with with_transformers_tokenizers(model):
@@ -472,7 +472,9 @@ UNHELPED = {
 def test_a_loss_that_no_composition_can_help_is_trained_as_by_the_host(tmp_path, caplog, monkeypatch, name):
     """Batches and weights are the host's to the last bit; nothing is embedded or logged; one warning says why."""
     loss, rows = UNHELPED[name]
-    monkeypatch.setattr("gcbs_st.sources.encode_rows", lambda *args, **given: pytest.fail("rows were embedded"))
+    monkeypatch.setattr(
+        "gcbs_st.embeddings.source.encode_rows", lambda *args, **given: pytest.fail("rows were embedded")
+    )
     weights = []
     for trainer_class, args in (
         (SentenceTransformerTrainer, SentenceTransformerTrainingArguments),

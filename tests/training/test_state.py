@@ -12,9 +12,9 @@ from recorded import RecordingTrainer, weights_hash
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
-from gcbs_st.callback import ReplanCallback
 from gcbs_st.planners import BestPlanner, BisectPlanner
 from gcbs_st.planners.algorithms.clusters import clusters_at
+from gcbs_st.training.replan_callback import ReplanCallback
 
 B = 8
 
@@ -149,7 +149,9 @@ def test_a_curriculum_for_any_batch_size(tmp_path, size, rows):
 
 def test_clusters_that_make_no_batch_are_refused_before_anything_is_embedded(tmp_path, monkeypatch):
     """The message says what would divide it."""
-    monkeypatch.setattr("gcbs_st.sources.encode_rows", lambda *args, **given: pytest.fail("rows were embedded"))
+    monkeypatch.setattr(
+        "gcbs_st.embeddings.source.encode_rows", lambda *args, **given: pytest.fail("rows were embedded")
+    )
     with pytest.raises(ValueError, match="clusters_per_batch: got 3 with 8 rows .*expected a divisor of 8"):
         trained(tmp_path, planner_options={"clusters_per_batch": 3})
 

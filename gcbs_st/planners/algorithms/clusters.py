@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 
 def clusters_at(share: float, batch_size: int, clusters_at_end: int) -> int:
     """Returns how many clusters make a batch at some point of a curriculum (NGAME, arXiv 2207.04452).
@@ -25,3 +27,40 @@ def clusters_at(share: float, batch_size: int, clusters_at_end: int) -> int:
         divisors = (n for n in range(min(2 * stages[-1], batch_size), batch_size + 1) if batch_size % n == 0)
         stages.append(next(divisors))
     return stages[max(0, len(stages) - 1 - int(share * len(stages)))]
+
+
+def draw_rest(n: int, batch_size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows that fill whole batches, ascending, and the n mod B random rows that fill none."""
+    rest = rng.choice(n, n % batch_size, replace=False) if n % batch_size else np.empty(0, np.int64)
+    return np.setdiff1d(np.arange(n), rest, assume_unique=True), rest.astype(np.int64)
+
+
+def cluster_size_of(batch_size: int, clusters_per_batch: int) -> int:
+    """Returns the rows per cluster.
+
+    Raises:
+        ValueError: `clusters_per_batch` does not divide `batch_size`.
+    """
+    if batch_size % clusters_per_batch:
+        raise ValueError(
+            f"clusters_per_batch: got {clusters_per_batch} with batches of {batch_size} rows, expected a divisor of "
+            f"{batch_size}, so that all clusters have the same number of rows."
+        )
+    return batch_size // clusters_per_batch
+
+
+def finish_order(
+    order: np.ndarray, rest: np.ndarray, cluster_size: int, batch_size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Returns (m + len(rest),) int64, the whole order, its clusters shuffled where a batch is made of several.
+
+    Args:
+        order: (m,) rows, blocks of `cluster_size` being clusters.
+        rest: the rows that fill no batch.
+        cluster_size: rows per cluster.
+        batch_size: rows per batch.
+        rng: draws the combination.
+    """
+    if cluster_size < batch_size:
+        order = rng.permutation(order.reshape(-1, cluster_size)).ravel()
+    return np.concatenate([order, rest]).astype(np.int64)

@@ -1,0 +1,93 @@
+"""The plan in a checkpoint: the samplers' states in, one file out, and back; nothing half-written is taken."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from gcbs_st.files import read_arrays, write_arrays
+
+logger = logging.getLogger(__name__)
+
+PLAN_FILE = "gcbs_plan.npz"
+
+
+def write_plan(folder: str | Path, states: Mapping[str, Mapping[str, Any]], fingerprint: str) -> Path:
+    """Writes the plan in force under a temporary name and renames it.
+
+    Args:
+        folder: the checkpoint's.
+        states: by dataset name ("" for a single dataset), what `PlannedBatchSampler.state_dict` returned.
+        fingerprint: of the training set, see `gcbs_st.corpora.corpus.corpus_hash`.
+
+    Returns:
+        The file.
+    """
+    target = Path(folder) / PLAN_FILE
+    orders = {f"order_{i}": state["order"] for i, state in enumerate(states.values())}
+    described = {
+        "fingerprint": fingerprint,
+        "samplers": [
+            {"name": name, **{k: v for k, v in state.items() if k != "order"}} for name, state in states.items()
+        ],
+    }
+    write_arrays(target, orders, described)
+    return target
+
+
+def read_plan(folder: str | Path) -> tuple[dict[str, dict[str, Any]], str]:
+    """Returns what `write_plan` wrote.
+
+    Args:
+        folder: the checkpoint's.
+
+    Returns:
+        The states by dataset name, and the fingerprint.
+
+    Raises:
+        ValueError: the file is not there or is damaged; the message says which.
+    """
+    file = Path(folder) / PLAN_FILE
+    orders, described = read_arrays(file)
+    try:
+        states = {
+            sampler["name"]: {**sampler, "order": orders[f"order_{i}"]}
+            for i, sampler in enumerate(described["samplers"])
+        }
+        return states, described["fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> str | None:
+    """Returns the newest checkpoint that was written to its end, None if there is none.
+
+    The host writes a checkpoint's files in place, its state last. A run that is killed while it saves
+    leaves a folder without a readable state, from which it cannot resume.
+
+    Args:
+        output_dir: the run's folder.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    pattern = re.compile(rf"{re.escape(PREFIX_CHECKPOINT_DIR)}-(\d+)")
+    steps = {}
+    for path in Path(output_dir).iterdir() if Path(output_dir).is_dir() else ():
+        if path.is_dir() and (match := pattern.fullmatch(path.name)):
+            steps[int(match.group(1))] = path
+    for step in sorted(steps, reverse=True):
+        try:
+            json.loads((steps[step] / TRAINER_STATE_NAME).read_text())
+        except (OSError, ValueError):
+            logger.warning("%s was not written to its end and is passed over.", steps[step])
+            continue
+        return str(steps[step])
+    return None

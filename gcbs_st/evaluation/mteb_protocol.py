@@ -1,0 +1,166 @@
+"""Score the same STS tasks through mteb, so that the figures can stand beside its leaderboard.
+
+In: a model and the tasks of ``gcbs_st.evaluation.sts_tasks.load_sts_tasks``. Out: Spearman x 100 a task.
+Why: mteb's stock task classes bring its metric and its names, but load from the hub and remember scores by model name.
+Here they get the caller's rows, need no network, and never answer from a cache. It is the only module that imports
+mteb, which is large and optional.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+
+from datasets import Dataset, DatasetDict
+from sentence_transformers import SentenceTransformer
+
+from gcbs_st.embeddings.encode import preserved_state
+from gcbs_st.evaluation.sts import add_average
+from gcbs_st.evaluation.sts_tasks import StsTask
+
+try:
+    import mteb
+    from mteb.models import SentenceTransformerEncoderWrapper
+except ImportError as error:
+    raise ImportError(f"the mteb protocol needs mteb ({error}); run: pip install 'gcbs_st[eval]'") from error
+
+# Our name -> mteb's. SICK-R-all is what mteb itself means by SICK-R: all pairs, not SimCSE's test part.
+_MTEB_NAMES = {name: name for name in ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")}
+_MTEB_NAMES["SICK-R-all"] = "SICK-R"
+
+
+def evaluate_sts_mteb(
+    model: SentenceTransformer,
+    tasks: Mapping[str, StsTask],
+    *,
+    model_name: str,
+    revision: str = "local",
+    output_folder: str | None = None,
+    batch_size: int = 128,
+) -> dict[str, float]:
+    """Return mteb's main score (Spearman x 100 of the cosine) for each task, and the plain mean of the test tasks.
+
+    mteb chooses the prompts: those the model defines for a task's name or type. A model without prompts is encoded as
+    ``evaluate_sts`` does. Tasks that mteb does not know, such as dev splits, are refused rather than left out
+    silently. mteb's seeding of the global random numbers and its switch to evaluation mode are undone.
+
+    Args:
+        model: The model to score.
+        tasks: Test tasks by name, as ``load_sts_tasks`` returns them. The rows are those given, so SICK-R is the
+            part the caller loaded and not mteb's 9,927 pairs.
+        model_name: Name of the model in mteb's result files, ``ORGANISATION/NAME``.
+        revision: Of the model, in the result files and their path.
+        output_folder: Folder for mteb's result files; earlier results of this name and revision in it are replaced.
+            None writes nothing.
+        batch_size: Texts a forward pass.
+
+    Returns:
+        Task -> score in [-100, 100], plus ``avg`` as ``evaluate_sts`` has it.
+
+    Raises:
+        ValueError: If there are no tasks, mteb does not know one, SICK-R is given twice, or a score is undefined.
+    """
+    refused = [name for name in tasks if name not in _MTEB_NAMES]
+    if refused or not tasks:
+        raise ValueError(f"mteb protocol: got tasks {refused}, expected one or more of {', '.join(_MTEB_NAMES)}")
+    if {"SICK-R", "SICK-R-all"} <= tasks.keys():
+        raise ValueError("mteb protocol: got SICK-R and SICK-R-all, expected one; mteb calls both SICK-R")
+    with preserved_state(model):  # mteb seeds the global numbers as soon as a task is made
+        stock = [_fill_stock_task(_MTEB_NAMES[name], task) for name, task in tasks.items()]
+        by_mteb_name = _evaluate(model, stock, (model_name, revision), output_folder, batch_size)
+    scores = {name: by_mteb_name[_MTEB_NAMES[name]] for name in tasks}
+    undefined = [name for name, score in scores.items() if math.isnan(score)]
+    if undefined:
+        raise ValueError(
+            f"mteb protocol: score of {', '.join(undefined)} is NaN: constant or NaN embeddings or scores"
+        )
+    return add_average(scores)
+
+
+def evaluate_hub_tasks(
+    model: SentenceTransformer,
+    tasks: Sequence[str],
+    *,
+    model_name: str,
+    revision: str,
+    output_folder: str | None = None,
+    batch_size: int = 128,
+) -> dict[str, float]:
+    """Return mteb's main score x 100 of each task, on the data that mteb itself loads from the hub.
+
+    Args:
+        model: The model to score.
+        tasks: Names of mteb's tasks, of any type.
+        model_name: Name of the model in mteb's result files, ``ORGANISATION/NAME``.
+        revision: Of the model, in the result files and their path.
+        output_folder: As in ``evaluate_sts_mteb``.
+        batch_size: Texts a forward pass.
+
+    Returns:
+        Task -> score; no average, since mteb's seven are not SimCSE's.
+
+    Raises:
+        ValueError: If mteb does not know a task.
+        OSError: If the hub cannot be reached.
+    """
+    with preserved_state(model):
+        try:
+            stock = [mteb.get_task(name) for name in tasks]
+        except KeyError as error:
+            raise ValueError(f"mteb protocol: {' '.join(map(str, error.args))}") from None
+        return _evaluate(model, stock, (model_name, revision), output_folder, batch_size)
+
+
+def weights_hash(model: SentenceTransformer) -> str:
+    """Return a revision for a model that has none: a hash of its modules and weights.
+
+    mteb keys its results by name and revision, and a model that is trained anew in the same folder has the same name.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The first 16 hexadecimal digits of a SHA-256.
+    """
+    digest = hashlib.sha256(str(model).encode())
+    for name, weight in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _evaluate(
+    model: SentenceTransformer,
+    tasks: Sequence[mteb.AbsTask],
+    identity: tuple[str, str],
+    output_folder: str | None,
+    batch_size: int,
+) -> dict[str, float]:
+    """Return the main score x 100 of each task, by mteb's name of it; the caller preserves the state."""
+    encoder = SentenceTransformerEncoderWrapper(model)
+    # Without a name of its own a fine-tuned model takes its base model's in mteb's records.
+    update = dict(zip(("name", "revision"), identity, strict=True))
+    encoder.mteb_model_meta = encoder.mteb_model_meta.model_copy(update=update)
+    results = mteb.evaluate(
+        encoder,
+        list(tasks),
+        # Never the default cache: its key is the model's name, so it returns other weights' scores.
+        cache=None if output_folder is None else mteb.ResultCache(output_folder),
+        overwrite_strategy="always",
+        co2_tracker=False,
+        show_progress_bar=False,
+        encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
+    )
+    return {result.task_name: 100 * float(result.get_score()) for result in results.task_results}
+
+
+def _fill_stock_task(name: str, task: StsTask) -> mteb.AbsTask:
+    """Return mteb's task of that name with the given rows in place of the hub's."""
+    stock = mteb.get_task(name)
+    columns = {"sentence1": task.sentence1, "sentence2": task.sentence2, "score": task.scores}
+    stock.dataset = DatasetDict({"test": Dataset.from_dict(columns)})
+    # The result files say which data they are of, and these rows need not be those of the hub's revision.
+    stock.metadata = stock.metadata.model_copy(update={"dataset": {**stock.metadata.dataset, "revision": "local"}})
+    stock.data_loaded = True
+    return stock

@@ -1,0 +1,214 @@
+"""Arms and seeds in, a comparison or a selection out: what `scripts/compare.py` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import set_seed
+
+from gcbs_st.config import ConfigError, ExperimentConfig, dump_config
+from gcbs_st.experiments.arms import plan_runs
+from gcbs_st.experiments.runner import Runner, run_all
+from gcbs_st.experiments.tasks import scoring_of
+from gcbs_st.experiments.training_run import Record, initial_model, score
+from gcbs_st.files import write_json, write_text
+from gcbs_st.records.statistics import summarise
+from gcbs_st.records.tables import comparison_report, markdown_table
+
+Tell = Callable[[str], None]
+Content = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is compared, beside the configuration.
+
+    Attributes:
+        out: folder of the comparison.
+        arms: their names.
+        seeds: a run each for each arm.
+        reference: the arm that the others are compared with.
+        dev_steps: steps between dev scores; 0 for at the end only.
+        save_models: keep each run's model.
+        command: that the report names.
+        config_file: that the report names.
+    """
+
+    out: Path
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    reference: str = "random"
+    dev_steps: int = 100
+    save_models: bool = False
+    command: str = ""
+    config_file: str = ""
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Returns the seeds that a text names.
+
+    Args:
+        text: K for 1..K, or a list of seeds with commas; one seed alone is `3,`.
+
+    Returns:
+        The seeds.
+
+    Raises:
+        ConfigError: no whole numbers, or none above 0.
+
+    Example:
+        >>> parse_seeds("3"), parse_seeds("3,5"), parse_seeds("3,")
+        ((1, 2, 3), (3, 5), (3,))
+    """
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        numbers = []
+    seeds = tuple(numbers) if "," in text else tuple(range(1, numbers[0] + 1)) if numbers else ()
+    if not seeds or min(seeds) < 0:
+        raise ConfigError(f"--seeds: got {text!r}, expected a count such as 8 or a list such as 3,5,8.")
+    return seeds
+
+
+def compare(config: ExperimentConfig, options: Options, tell: Tell) -> Content:
+    """Returns a comparison, after running what is not finished.
+
+    Written to the folder: `comparison.json` and `comparison.md`, after each seed that all arms have finished.
+
+    Args:
+        config: the experiment.
+        options: what is compared.
+        tell: given one line for each finished run.
+
+    Returns:
+        What is also in `comparison.json`; `gcbs_st.records.tables.comparison_report` makes the Markdown of it.
+
+    Raises:
+        ConfigError: an arm, a field or a reference that cannot be.
+    """
+    if options.reference not in options.arms:
+        raise ConfigError(
+            f"--reference: got {options.reference!r}, expected one of the arms, {', '.join(options.arms)}. "
+            "Add it to --planners, or name another."
+        )
+    runs = plan_runs(config, options.arms, options.seeds, options.out)
+    runner = Runner(config, dev_steps=options.dev_steps, save_models=options.save_models)
+    set_seed(options.seeds[0])  # a new head of the model is drawn at random
+    before = score(initial_model(config), config, runner.data)
+    records: dict[str, dict[int, Record]] = {arm: {} for arm in options.arms}
+    content: Content = {}
+    for run, record in run_all(runs, runner, tell):
+        records[run.arm][run.seed] = record
+        if run.arm == options.arms[-1]:  # the last arm of a seed
+            if len(steps := {records[arm][run.seed]["steps"] for arm in options.arms}) > 1:
+                tell(f"warning: the arms of seed {run.seed} took {sorted(steps)} steps, not as many each.")
+            content = _write_comparison(config, options, records, before)
+    return content
+
+
+def _write_comparison(
+    config: ExperimentConfig, options: Options, records: Mapping[str, Mapping[int, Record]], before: Record
+) -> Content:
+    dev = scoring_of(config.evaluation).dev_metric
+    summary = summarise(records, options.reference, dev)
+    seeds = list(records[options.reference])
+    base = records[options.reference][seeds[0]]
+    content = {
+        "command": options.command,
+        "config_file": options.config_file,
+        "seeds": seeds,
+        "reference": options.reference,
+        "dev_steps": options.dev_steps,
+        "dev_metric": dev,
+        # Of all runs: a comparison that was interrupted may have gone on at another commit.
+        "commits": sorted({str(record["commit"]) for runs in records.values() for record in runs.values()}),
+        **{key: base[key] for key in ("corpus_hash", "training_rows", "python", "versions")},
+        "tasks": base.get("tasks", {}),
+        "config": yaml.safe_load(dump_config(config)),
+        "before": before,
+        "arms": summary,
+        "runs": {arm: {str(seed): record for seed, record in runs.items()} for arm, runs in records.items()},
+    }
+    write_json(options.out / "comparison.json", content)
+    write_text(options.out / "comparison.md", comparison_report(content) + "\n")
+    return content
+
+
+def settings_of(sweeps: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns the settings of a sweep: the Cartesian product of its keys' values.
+
+    Args:
+        sweeps: `KEY=V1,V2` each; keys of the blocks train, loss and model.
+
+    Returns:
+        Overrides `KEY=V`, one for each key.
+
+    Raises:
+        ConfigError: a sweep without values, or of another key.
+
+    Example:
+        >>> settings_of(["train.a=1,2", "loss.b=3"])
+        [('train.a=1', 'loss.b=3'), ('train.a=2', 'loss.b=3')]
+    """
+    choices = []
+    for sweep in sweeps:
+        key, sign, values = sweep.partition("=")
+        if not sign or not all(values.split(",")) or key.split(".")[0] not in ("train", "loss", "model"):
+            raise ConfigError(
+                f"--sweep {sweep}: expected KEY=V1,V2 with a key of train, loss or model, for example "
+                "--sweep train.learning_rate=0.001,0.002"
+            )
+        choices.append([f"{key}={value}" for value in values.split(",")])
+    if not choices:
+        raise ConfigError(
+            "--select: got no --sweep, expected at least one, such as --sweep train.learning_rate=0.001,0.002"
+        )
+    return list(itertools.product(*choices))
+
+
+def select(config: ExperimentConfig, options: Options, sweeps: Sequence[str], tell: Tell) -> str:
+    """Returns a table of the settings of a sweep, the best of each arm marked, by the dev task alone.
+
+    Args:
+        config: the experiment. Its test tasks are not even read.
+        options: what is compared.
+        sweeps: see `settings_of`.
+        tell: given one line for each finished run.
+
+    Returns:
+        The Markdown; `selection.json` holds the same.
+
+    Raises:
+        ConfigError: an arm, a field or a sweep that cannot be.
+    """
+    runs = plan_runs(config, options.arms, options.seeds, options.out, settings_of(sweeps))
+    runner = Runner(config, dev_steps=options.dev_steps, dev_only=True, save_models=options.save_models)
+    dev = runner.scoring.dev_metric
+    scores: dict[str, dict[str, list[float]]] = {arm: {} for arm in options.arms}
+    for run, record in run_all(runs, runner, tell):
+        scores[run.arm].setdefault(" ".join(run.setting), []).append(record[dev])
+    means = {arm: {s: statistics.fmean(values) for s, values in by.items()} for arm, by in scores.items()}
+    best = {arm: max(by, key=lambda setting: by[setting]) for arm, by in means.items()}
+    write_json(
+        options.out / "selection.json",
+        {
+            "command": options.command,
+            "seeds": options.seeds,
+            "task": dev,
+            "best": best,
+            "mean": means,
+            "scores": scores,
+        },
+    )
+    rows = [
+        [arm, setting, f"{mean:.2f}", "best" if setting == best[arm] else ""]
+        for arm, by in means.items()
+        for setting, mean in by.items()
+    ]
+    return markdown_table(["arm", "setting", dev, ""], rows)

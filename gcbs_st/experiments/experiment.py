@@ -1,0 +1,132 @@
+"""One configuration in, one record of scores and seconds a run out: the same training, once for each entry of `runs`.
+
+Runs are paired: each starts from the same weights with the same seed, the same rows and the same number of
+steps, and differs in the fields of `train` that its entry names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from gcbs_st.batches.checkpoint import last_whole_checkpoint
+from gcbs_st.batches.plan_history import PLANS_FOLDER, PlanHistory
+from gcbs_st.config import ExperimentConfig, dump_config
+from gcbs_st.experiments.data import ExperimentData, load_data
+from gcbs_st.experiments.training_run import (
+    Record,
+    dev_evaluator,
+    initial_model,
+    provenance,
+    score,
+    task_record,
+    train_run,
+    training_arguments,
+)
+from gcbs_st.files import save_model, write_json, write_text
+from gcbs_st.models.static import meet_texts, remembered_tokens
+from gcbs_st.records.run_folder import CONFIG_FILE, LOG_FILE, MODEL_FOLDER, RESULTS_FILE
+from gcbs_st.training.arguments import GCBSTrainingArguments
+
+
+def run_experiment(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Record]:
+    """Returns the scores before training and of each run, and writes each run's folder.
+
+    A run's folder, `output/NAME/`, holds `config.yaml`, `results.json`, `log_history.json`, `model/`, `plans/`
+    and the host's checkpoints; `output/results.json` holds all of them. An older experiment in the same folder is replaced.
+
+    Args:
+        config: the experiment.
+        resume: keep the runs that are finished and go on with one that was interrupted from its last checkpoint.
+
+    Returns:
+        "before" and each name of `runs`, each with its scores, seconds and versions.
+
+    Raises:
+        ConfigError: fields of `train` or of a run that the training arguments do not take.
+        ValueError: data or models that cannot be used; the message says which and why.
+        FileNotFoundError: a file or folder of the configuration that is not there.
+    """
+    output = Path(config.output)
+    arguments = {name: training_arguments(config, name) for name in config.runs}
+    data = load_data(config)
+    # A new head is drawn at random: seeded as each run is, so that its scores are repeatable too.
+    set_seed(next(iter(arguments.values())).seed)
+    model = initial_model(config)
+    with remembered_tokens(model, data.tokens):
+        records: dict[str, Record] = {"before": score(model, config, data)}
+        meet_texts(model, data.train)  # now, so that the seconds of the first run do not hold it
+    for name in config.runs:
+        folder = output / name
+        done = _finished(folder, config, name, data) if resume else None
+        if done is None:
+            if not resume:
+                shutil.rmtree(folder, ignore_errors=True)
+            done = run(config, name, arguments[name], data, resume=resume)
+        records[name] = done
+    write_json(output / RESULTS_FILE, records)
+    return records
+
+
+def run(
+    config: ExperimentConfig, name: str, args: GCBSTrainingArguments, data: ExperimentData, *, resume: bool = False
+) -> Record:
+    """Returns the record of one run, after training, scoring and saving it.
+
+    Args:
+        config: the experiment.
+        name: of the run.
+        args: its training arguments.
+        data: the data.
+        resume: go on from the run's last whole checkpoint, if it has one.
+
+    Returns:
+        What is also in the run's `results.json`.
+    """
+    folder = Path(config.output) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / CONFIG_FILE, _dump_run(config, name))
+
+    def keep_plans(trainer: Any) -> None:
+        plans = folder / PLANS_FOLDER
+        trainer.add_callback(PlanHistory(plans, lambda: trainer.planned_samplers, args.planner, args.planner_options))
+
+    trained = train_run(
+        config,
+        args,
+        data.train,
+        data,
+        evaluator=dev_evaluator(config, args, data),
+        prepare=keep_plans,
+        tokens=data.tokens,
+        checkpoint=last_whole_checkpoint(folder) if resume else None,
+    )
+    record = {**trained.record, **provenance(config, name, data)}
+    if args.load_best_model_at_end:
+        record["best_step"] = trained.trainer.state.best_global_step
+    write_json(folder / LOG_FILE, trained.trainer.state.log_history)
+    save_model(trained.model, folder / MODEL_FOLDER)
+    # Written last: a folder with results is a finished run.
+    write_json(folder / RESULTS_FILE, record)
+    return record
+
+
+def _dump_run(config: ExperimentConfig, name: str) -> str:
+    """The configuration of one run alone; `arms` are no matter of it."""
+    return dump_config(dataclasses.replace(config, runs={name: config.runs[name]}, arms={}))
+
+
+def _finished(folder: Path, config: ExperimentConfig, name: str, data: ExperimentData) -> Record | None:
+    """The record of a finished run of the same configuration and data, or None."""
+    try:
+        record = json.loads((folder / RESULTS_FILE).read_text())
+        same = (folder / CONFIG_FILE).read_text() == _dump_run(config, name)
+    except (OSError, ValueError):
+        return None
+    facts = {"corpus_hash": data.corpus_hash, **task_record(data)}
+    return record if same and all(record.get(key) == value for key, value in facts.items()) else None

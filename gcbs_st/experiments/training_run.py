@@ -1,0 +1,305 @@
+"""What one training is: a configuration in, a trained model and what is recorded of it out.
+
+`experiment` trains the runs of a configuration and `runner` the arms of a comparison; both call `train_run`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer import losses
+from transformers import set_seed
+from transformers.trainer_utils import TrainOutput
+
+from gcbs_st import losses as our_losses
+from gcbs_st.config import ConfigError, ExperimentConfig, LossConfig
+from gcbs_st.evaluation.code_search import CodeSearchTask
+from gcbs_st.evaluation.evaluator import ScoreEvaluator
+from gcbs_st.evaluation.ranking import heldout_mrr
+from gcbs_st.experiments.data import ExperimentData
+from gcbs_st.experiments.tasks import scoring_of
+from gcbs_st.models.load import load_model, remove_training_head, use_sparse_gradients
+from gcbs_st.models.static import few_threads, remembered_tokens
+from gcbs_st.records.provenance import commit_of_checkout, version_of
+from gcbs_st.training.arguments import GCBSTrainingArguments
+from gcbs_st.training.trainer import GCBSTrainer
+
+Record = dict[str, Any]
+MakeLoss = Callable[[LossConfig, SentenceTransformer], torch.nn.Module]
+_PACKAGES = (
+    "gcbs_st",
+    "sentence-transformers",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "torch",
+    "numpy",
+    "scipy",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A training that has ended.
+
+    Attributes:
+        model: trained, without the head that only training needs.
+        trainer: that trained it.
+        seconds: that the training took.
+        record: its scores, steps, loss, plans and seconds, see `score` and `training_record`.
+    """
+
+    model: SentenceTransformer
+    trainer: SentenceTransformerTrainer
+    seconds: float
+    record: Record
+
+
+def train_run(  # noqa: PLR0913 - the two engines differ in these
+    config: ExperimentConfig,
+    args: SentenceTransformerTrainingArguments,
+    rows: Dataset,
+    data: ExperimentData,
+    *,
+    trainer_class: type[SentenceTransformerTrainer] = GCBSTrainer,
+    loss_of: MakeLoss | None = None,
+    evaluator: ScoreEvaluator | None = None,
+    prepare: Callable[[SentenceTransformerTrainer], Any] = lambda trainer: None,
+    tokens: dict[str, np.ndarray] | None = None,
+    checkpoint: str | None = None,
+) -> TrainedRun:
+    """Trains and scores the model of a configuration; the same for the same arguments.
+
+    Args:
+        config: says the model, the loss and what is scored.
+        args: the training arguments.
+        rows: that are trained on, their groups included.
+        data: what the model is scored on.
+        trainer_class: ours, or the host's for a baseline.
+        loss_of: makes the loss of a model; None for `make_loss`.
+        evaluator: that scores during training; None for none.
+        prepare: given the trainer just before it trains, to add callbacks.
+        tokens: of texts that static models have met, see `remembered_tokens`; None for none.
+        checkpoint: to resume from; None for none.
+
+    Returns:
+        The trained model and what is recorded of it.
+    """
+    set_seed(args.seed)
+    model = initial_model(config)
+    sparse = config.model.sparse_gradients and use_sparse_gradients(model)
+    trainer = trainer_class(
+        model,
+        args,
+        training_rows(rows, args),
+        loss=(loss_of or make_loss)(config.loss, model),
+        evaluator=evaluator,
+        optimizer_cls_and_kwargs=(torch.optim.SparseAdam, {"lr": args.learning_rate}) if sparse else None,
+    )
+    prepare(trainer)
+    with remembered_tokens(model, tokens):
+        began = time.perf_counter()
+        with few_threads(model):
+            outcome = trainer.train(resume_from_checkpoint=checkpoint)
+        seconds = time.perf_counter() - began
+        remove_training_head(model)
+        record = {**score(model, config, data), **training_record(trainer, outcome)}
+    return TrainedRun(model, trainer, seconds, record)
+
+
+def training_arguments(config: ExperimentConfig, name: str) -> GCBSTrainingArguments:
+    """Returns the training arguments of one run.
+
+    Args:
+        config: the experiment.
+        name: of the run.
+
+    Returns:
+        The fields of `train`, with those of the run over them.
+
+    Raises:
+        ConfigError: a field that the arguments do not have, or a value that they refuse.
+    """
+    known = {entry.name for entry in dataclasses.fields(GCBSTrainingArguments) if entry.init}
+    for path, block in (("train", config.train), (f"runs.{name}", config.runs[name])):
+        for key in block:
+            if key not in known or key == "output_dir":
+                raise ConfigError(f"{path}.{key}: unknown key; expected a field of GCBSTrainingArguments.")
+    if config.model.sparse_gradients and {**config.train, **config.runs[name]}.get("max_grad_norm", 1) != 0:
+        raise ConfigError(
+            "train.max_grad_norm: set it to 0; the sparse gradients of model.sparse_gradients cannot be clipped."
+        )
+    try:
+        return GCBSTrainingArguments(
+            output_dir=str(Path(config.output) / name), **{"report_to": "none", **config.train, **config.runs[name]}
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"train (run {name}): {error}") from None
+
+
+def training_rows(rows: Dataset, args: SentenceTransformerTrainingArguments) -> Dataset:
+    """Returns the rows without their groups where a run does not ask for them: they would be trained on as text.
+
+    Args:
+        rows: of the corpus.
+        args: the training arguments of a run.
+
+    Returns:
+        The rows that the trainer takes.
+    """
+    asked = getattr(args, "group_column", None)
+    return rows if asked == "group" or "group" not in rows.column_names else rows.remove_columns("group")
+
+
+def dev_evaluator(
+    config: ExperimentConfig, args: GCBSTrainingArguments, data: ExperimentData
+) -> ScoreEvaluator | None:
+    """Returns what scores the model during training, by which the best checkpoint is chosen: the dev task, never a test.
+
+    Its metric is `eval_sts_STSBenchmark-dev_spearman` for STS and `eval_code_code-dev_mrr` for code search, for
+    `train.metric_for_best_model`.
+
+    Args:
+        config: the experiment.
+        args: the training arguments of a run.
+        data: the data.
+
+    Returns:
+        The evaluator; None where `train.eval_strategy` asks for no evaluation.
+
+    Raises:
+        ConfigError: the dev task is not among the tasks.
+    """
+    if args.eval_strategy == "no":
+        return None
+    scoring = scoring_of(config.evaluation)
+    if scoring.dev_task not in data.tasks:
+        raise ConfigError(
+            f"train.eval_strategy: got {getattr(args.eval_strategy, 'value', args.eval_strategy)!r}, but "
+            f"{config.evaluation.sts if scoring.name == 'STS' else scoring.name} with the splits {config.evaluation.splits} has no {scoring.dev_task}; add dev to evaluation.splits, or evaluate no steps."
+        )
+    task = {scoring.dev_task: data.tasks[scoring.dev_task]}
+    return scoring.evaluator(task, batch_size=config.evaluation.batch_size)
+
+
+def make_loss(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module:
+    """Returns the loss.
+
+    Args:
+        config: its name and options.
+        model: what it is the loss of.
+
+    Returns:
+        The module.
+
+    Raises:
+        ConfigError: an unknown loss or option.
+    """
+    loss_class = getattr(our_losses, config.name, None) or getattr(losses, config.name, None)
+    if not isinstance(loss_class, type):
+        names = sorted(n for n in {*dir(losses), *dir(our_losses)} if n.endswith("Loss"))
+        raise ConfigError(f"loss.name: got {config.name!r}, expected one of {', '.join(names)}.")
+    try:
+        return loss_class(model, **config.options)
+    except TypeError as error:
+        raise ConfigError(f"loss.options: {error}") from None
+
+
+def score(model: SentenceTransformer, config: ExperimentConfig, data: ExperimentData) -> Record:
+    """Returns the scores of a model: those of the tasks, for STS their `avg`, and `heldout_mrr`.
+
+    Args:
+        model: any state of it.
+        config: the experiment.
+        data: the data.
+
+    Returns:
+        Name of the score -> score x 100.
+    """
+    evaluate = scoring_of(config.evaluation).evaluate
+    scores: Record = evaluate(model, data.tasks, batch_size=config.evaluation.batch_size)
+    if data.held_out is not None:
+        pairs = data.held_out
+        scores["heldout_mrr"] = heldout_mrr(
+            model, list(pairs["anchor"]), list(pairs["positive"]), batch_size=config.evaluation.batch_size
+        )
+    return {name: round(value, 4) for name, value in scores.items()}
+
+
+def initial_model(config: ExperimentConfig) -> SentenceTransformer:
+    """Returns the untrained model, the same at each call.
+
+    Args:
+        config: the experiment.
+
+    Returns:
+        A new object.
+    """
+    options = dataclasses.asdict(config.model)
+    del options["sparse_gradients"]
+    return load_model(options.pop("name"), **options)
+
+
+def training_record(trainer: SentenceTransformerTrainer, outcome: TrainOutput) -> Record:
+    """Returns what a run's record holds of its training: steps, loss, plans and seconds.
+
+    Args:
+        trainer: that has trained; the host's makes no plans.
+        outcome: what its `train` returned.
+
+    Returns:
+        The entries.
+    """
+    plans = [entry for entry in trainer.state.log_history if "gcbs/plan_seconds" in entry]
+    return {
+        "steps": outcome.global_step,
+        "train_loss": round(outcome.training_loss, 4),
+        # Of each plan as it was made, averaged; random batches close nothing by definition.
+        "gap_closed": round(sum(entry["gcbs/closed"] for entry in plans) / len(plans), 4) if plans else 0.0,
+        "plans": len(plans),
+        "seconds_training": round(outcome.metrics["train_runtime"], 2),
+        "seconds_embedding": round(sum(entry["gcbs/embed_seconds"] for entry in plans), 2),
+        "seconds_planning": round(sum(entry["gcbs/plan_seconds"] for entry in plans), 2),
+    }
+
+
+def provenance(config: ExperimentConfig, name: str, data: ExperimentData) -> Record:
+    """Returns what a run's record holds of where it comes from: seed, data, commit and versions.
+
+    Args:
+        config: the experiment.
+        name: of the run.
+        data: the data.
+
+    Returns:
+        The entries.
+    """
+    return {
+        "run": name,
+        "seed": config.runs[name].get("seed", config.train.get("seed", 42)),
+        "corpus_hash": data.corpus_hash,
+        "training_rows": len(data.train),
+        **task_record(data),
+        "commit": commit_of_checkout(),
+        "python": platform.python_version(),
+        "versions": {package: version_of(package) for package in _PACKAGES},
+    }
+
+
+def task_record(data: ExperimentData) -> Record:
+    """Returns what a run's record holds of the tasks: sizes and hashes of those that are made of installed code."""
+    facts = {name: task.facts() for name, task in data.tasks.items() if isinstance(task, CodeSearchTask)}
+    return {"tasks": facts} if facts else {}

@@ -1,1 +1,0 @@
-"""Measurements in, PNG pictures out; needs the `report` extra (matplotlib)."""

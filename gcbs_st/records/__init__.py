@@ -1,0 +1,5 @@
+"""What finished runs left: their folders, figures and tables.
+
+In: folders. Out: records, statistics, tables.
+May import: `batches`, `config`, `files`.
+"""

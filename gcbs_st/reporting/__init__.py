@@ -1,1 +1,0 @@
-"""Folders of finished runs in, one HTML and one Markdown report out."""

@@ -1,0 +1,343 @@
+"""What can be inspected: a run's folder, a checkpoint, or files in, a `Subject` and the plans it is one of out.
+
+Everything is checked before anything is measured: a folder that is damaged, half-written or of other data is refused
+with one line that says what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from transformers import set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+
+from gcbs_st.batches.checkpoint import PLAN_FILE, read_plan
+from gcbs_st.batches.plan_history import PLANS_FOLDER, StoredPlan, plan_files, read_stored_plan, step_of, stored_plan
+from gcbs_st.config import ExperimentConfig, LossConfig
+from gcbs_st.embeddings.source import EMBEDDINGS_FOLDER
+from gcbs_st.experiments.data import load_rows
+from gcbs_st.experiments.training_run import initial_model
+from gcbs_st.files import read_json
+from gcbs_st.models.load import open_model, resolve_model_name
+from gcbs_st.planners.quality import SCALE
+from gcbs_st.records.run_folder import CONFIG_FILE, RESULTS_FILE, read_config, read_run, run_settings
+from gcbs_st.reports.inspection.inspector import Embed, Subject
+from gcbs_st.reports.inspection.pair_texts import PairTexts, texts_of_dataset, texts_of_file
+from gcbs_st.reports.inspection.plan_embeddings import encoded_subject, encoder, stored_subject
+from gcbs_st.rows.columns import text_columns
+from gcbs_st.rows.training_set import corpus_hash
+
+Entry = TypeVar("Entry")
+_BEFORE, _AFTER = "the model before training", "the model after training"
+_RECORDED = {"planner": "Planner", "options": "Options", "seconds": "Seconds of planning"}
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """A plan to be inspected, and what is known of the run that it belongs to.
+
+    Attributes:
+        subject: the plan.
+        plans: all plans that the run kept, by step; empty if it is not one of a run.
+        log_history: what the run logged, an entry a call; empty if it is not at hand.
+        step: of the plan, where it is one of a run.
+        origin: text -> text, what the page says about where all of this comes from.
+    """
+
+    subject: Subject
+    plans: Sequence[StoredPlan] = ()
+    log_history: Sequence[Mapping[str, Any]] = ()
+    step: int | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_run(
+    folder: Path, *, step: int | None = None, texts: Path | None = None, max_rows: int | None = None
+) -> Inspected:
+    """Returns a plan of a finished run, seen by the trained model and by the one that training started from.
+
+    Args:
+        folder: holds config.yaml, results.json, model/ and plans/.
+        step: of the plan that was in force then; None for the last plan.
+        texts: JSON lines with `anchor` and `positive`, all rows that were trained on; None to read the corpus again.
+        max_rows: encode so many rows at most; None for 65,536 with a static model and 4,096 with others.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: a folder that is not whole or of another corpus than there is now; the message says which.
+        FileNotFoundError: a corpus that is not there.
+    """
+    config, run = read_run(folder)
+    results = run.record
+    files = plan_files(folder / PLANS_FOLDER)
+    if not files:
+        raise ValueError(
+            f"{folder} keeps no plans (plans/step-*.npz): it was trained by an earlier version, or not by this package's "
+            "trainer. Train it again."
+        )
+    if not (folder / "model").is_dir():
+        raise ValueError(f"{folder} holds no model/, expected the trained model. Train it again.")
+    chosen = sum(step is None or step_of(file) <= step for file in files) - 1
+    if chosen < 0:
+        raise ValueError(f"--step: got {step}, expected {step_of(files[0])} or more, the step of the first plan.")
+    plans = [_only(read_stored_plan(file), None, file) for file in files]
+    plan = plans[chosen]
+    read = (
+        texts_of_file(texts) if texts is not None else read_run_texts(folder, config, results.get("corpus_hash", ""))
+    )
+    _check_rows(folder, plan, read)
+    earlier, notes = _initial(config, read)
+    model = open_model(str(folder / "model"), None)
+    subject = encoded_subject(
+        model,
+        plan,
+        read,
+        max_rows,
+        title=f"Batches of {folder}",
+        model=_AFTER,
+        scale=configured_scale(config.loss),
+        earlier=earlier,
+        facts=_facts(plan, results),
+        notes=[*_made(plan), *notes],
+    )
+    versions = {name: str(results[name]) for name in ("corpus_hash", "commit", "versions") if results.get(name)}
+    configuration = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+    return Inspected(
+        subject, plans, run.log, plan.step, {"run": str(folder), **versions, "configuration": configuration}
+    )
+
+
+def open_checkpoint(
+    folder: Path, *, texts: Path | None = None, dataset: str | None = None, max_rows: int | None = None
+) -> Inspected:
+    """Returns the plan of a checkpoint, seen by its harvested embeddings, or by its model where there are none.
+
+    Args:
+        folder: holds gcbs_plan.npz.
+        texts: JSON lines with `anchor` and `positive`, all rows that were trained on; None to read the corpus of the
+            config.yaml beside the checkpoint.
+        dataset: which one of several; None for the only one.
+        max_rows: as in `open_run`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: a folder that is not whole, texts of other rows, or none at all; the message says which.
+        FileNotFoundError: a corpus that is not there.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"--checkpoint: {folder} is not there, expected a folder that holds {PLAN_FILE}.")
+    states, fingerprint = read_plan(folder)
+    state = _only(states, dataset, folder / PLAN_FILE)
+    history = read_json(folder / TRAINER_STATE_NAME, dict)
+    step = int(history.get("global_step", 0))
+    config = read_config(folder.parent / CONFIG_FILE) if (folder.parent / CONFIG_FILE).is_file() else None
+    settings = run_settings(config) if config is not None else {}
+    plan = stored_plan(
+        state,
+        folder / PLAN_FILE,
+        step=step,
+        planner=str(settings.get("planner", "")),
+        options=settings.get("planner_options"),
+    )
+    if texts is not None:
+        read = texts_of_file(texts)
+    elif config is not None and not state["name"]:
+        read = read_run_texts(folder, config, fingerprint)
+    else:
+        raise ValueError(
+            f"{folder} holds no texts: give the rows that were trained on with --texts FILE.jsonl (anchor, positive)."
+        )
+    _check_rows(folder, plan, read)
+    described: dict[str, Any] = {
+        "title": f"Batches of {folder}",
+        "scale": configured_scale(config.loss) if config is not None else SCALE,
+        "facts": _facts(plan, {}),
+        "notes": [f"This is the plan in force at step {step}."],
+    }
+    store = folder / EMBEDDINGS_FOLDER / str(list(states).index(state["name"]))
+    subject = stored_subject(store, step, plan, read, **described)
+    if subject is None:
+        model = open_model(str(folder), None)
+        subject = encoded_subject(model, plan, read, max_rows, model=f"the model of step {step}", **described)
+    return Inspected(subject, [plan], history.get("log_history", []), step, {"checkpoint": str(folder)})
+
+
+def open_files(  # noqa: PLR0913 - one argument for each file
+    anchors: Path,
+    positives: Path,
+    order: Path,
+    batch_size: int,
+    texts: Path,
+    *,
+    record: Path | None = None,
+    scale: float = SCALE,
+) -> Inspected:
+    """Returns a plan of saved embeddings, which are not read into memory.
+
+    Args:
+        anchors: .npy of (n, d) floats, unit rows.
+        positives: .npy of (n, d) floats, unit rows.
+        order: .npy of (n,) integers, each row once; blocks are batches, and a shorter last block is left out.
+        batch_size: rows a batch.
+        texts: JSON lines with `anchor` and `positive`, n of them.
+        record: the JSON that planning printed, for the page's summary; None for none.
+        scale: 1 / temperature.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: files that cannot be read or do not go together; the message says which.
+    """
+    left, right = _open_array(anchors), _open_array(positives)
+    if left.shape != right.shape or left.ndim != 2:
+        raise ValueError(
+            f"got {anchors} of shape {left.shape} and {positives} of {right.shape}, expected both (rows, dimensions)."
+        )
+    found, rows = _open_array(order), len(left)
+    whole = found.ndim == 1 and np.issubdtype(found.dtype, np.integer) and len(found) == rows
+    if not whole or not np.array_equal(np.sort(found), np.arange(rows)):
+        raise ValueError(
+            f"{order}: got {found.dtype} of shape {found.shape}, expected each of the rows 0..{rows - 1} once, one for each "
+            f"row of {anchors}."
+        )
+    if not 1 <= batch_size <= rows:
+        raise ValueError(f"--batch-size: got {batch_size}, expected 1 to {rows}, the rows of {anchors}.")
+    read = texts_of_file(texts)
+    if read.rows != rows:
+        raise ValueError(f"{texts} holds {read.rows} rows of text, but {anchors} {rows} embeddings, expected as many.")
+    described = read_json(record, dict) if record is not None else {}
+    subject = Subject(
+        f"Batches of {order.name}",
+        left,
+        right,
+        batches=found[: rows // batch_size * batch_size].astype(np.int64).reshape(-1, batch_size),
+        rows=np.arange(rows),
+        read_texts=read.read,
+        model=f"the embeddings of {anchors.name} and {positives.name}",
+        scale=scale,
+        facts={label: str(described.get(key, "not recorded")) for key, label in _RECORDED.items()},
+    )
+    return Inspected(subject, origin={"order": str(order), "texts": str(texts)})
+
+
+def _open_array(file: Path) -> np.ndarray:
+    """A .npy file as a map of the file."""
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror or error})") from None
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{file} is not a whole .npy file ({error})") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{file} holds several arrays, expected a .npy file of one.")
+    return array
+
+
+def _only(entries: Mapping[str, Entry], dataset: str | None, file: Path) -> Entry:
+    """The entry of a data set, or the only one."""
+    if dataset is None and len(entries) == 1:
+        return next(iter(entries.values()))
+    if dataset is None or dataset not in entries:
+        raise ValueError(f"--dataset: got {dataset!r}, expected one of those of {file}: {', '.join(entries)}.")
+    return entries[dataset]
+
+
+def _check_rows(folder: Path, plan: StoredPlan, texts: PairTexts) -> None:
+    if plan.rows != texts.rows:
+        raise ValueError(f"{folder} has a plan of {plan.rows} rows, but {texts.source} holds {texts.rows}.")
+
+
+def _facts(plan: StoredPlan, results: Mapping[str, Any]) -> dict[str, str]:
+    """Labels and values of the plan and the run."""
+    planned = plan.plan_count or plan.planner == "random"
+    facts = {
+        "Planner": (plan.planner or "not recorded") + ("" if planned else " (random batches: no plan was due yet)"),
+        "Options": ", ".join(f"{key}={value}" for key, value in (plan.options or {}).items()) or "its defaults",
+        "Plan": f"of step {plan.step:,}, epoch {plan.epoch + 1}",
+    }
+    labels = {
+        "steps": "Steps of the run",
+        "plans": "Plans of the run",
+        "gap_closed": "Closed, mean of the plans as logged",
+        "seconds_training": "Seconds of training",
+        "seconds_embedding": "Seconds of it embedding",
+        "seconds_planning": "Seconds of it planning",
+    }
+    return facts | {label: str(results[key]) for key, label in labels.items() if key in results}
+
+
+def _made(plan: StoredPlan) -> list[str]:
+    """When the plan was made, and what of its epoch is older."""
+    made = [f"The plan was made at step {plan.step:,}, with the model of then."]
+    return made + [f"Batches 0 to {plan.drawn - 1:,} had been drawn before it, from earlier plans."] * (plan.drawn > 0)
+
+
+def _initial(config: ExperimentConfig, texts: PairTexts) -> tuple[dict[str, Embed], list[str]]:
+    """The model that training started from, if it is on this machine, and else a note that it is not."""
+    try:
+        here = Path(resolve_model_name(config.model.name)).is_dir()
+    except (ValueError, FileNotFoundError):
+        here = False
+    if not here:
+        return {}, [f"The model before training, {config.model.name}, is not on this machine, so it is not shown."]
+    set_seed(run_settings(config).get("seed", 42))  # as in the run: a new head is drawn at random
+    return {_BEFORE: encoder(initial_model(config), texts)}, []
+
+
+def configured_scale(loss: LossConfig) -> float:
+    """Returns a configured loss's 1 / temperature, 20 where it says nothing of it.
+
+    Args:
+        loss: of a configuration.
+    """
+    if isinstance(scale := loss.options.get("scale"), (int, float)) and scale > 0:
+        return float(scale)
+    temperature = loss.options.get("temperature")
+    return 1.0 / temperature if isinstance(temperature, (int, float)) and temperature > 0 else SCALE
+
+
+def read_run_texts(folder: Path, config: ExperimentConfig, recorded: str) -> PairTexts:
+    """Returns the texts that a run was trained on, read from its corpus again.
+
+    Args:
+        folder: the run's, for messages.
+        config: its own.
+        recorded: the hash that the corpus had then.
+
+    Returns:
+        The training rows, in the order that plans count them in.
+
+    Raises:
+        ValueError: a corpus that cannot be read, or that is another one now.
+        FileNotFoundError: a corpus that is not there.
+    """
+    rows, _ = load_rows(config)
+    settings = run_settings(config)
+    # The trainer saw the rows without their groups, unless it was asked to train on them.
+    trained = rows.remove_columns("group") if "group" in rows.column_names else rows
+    if recorded not in (corpus_hash(rows), corpus_hash(trained)):
+        raise ValueError(
+            f"{folder} was trained on a corpus of hash {recorded}, but {config.corpus.source!r} is another one now "
+            f"({len(rows)} rows, hash {corpus_hash(rows)}). Train again, or give the texts of then with --texts."
+            if recorded
+            else f"{folder}/{RESULTS_FILE} is damaged: it holds no corpus_hash."
+        )
+    planned = settings.get("planner_columns")
+    planned = json.loads(planned) if isinstance(planned, str) else planned
+    columns = text_columns(
+        trained,
+        prompts=settings.get("prompts"),
+        router_mapping=settings.get("router_mapping"),
+        names=planned if planned and len(planned) == 2 else None,  # the page is of pairs
+    )
+    return texts_of_dataset(trained, columns, config.corpus.source)

@@ -1,0 +1,88 @@
+"""How plans changed over a run: the plans that it kept and what it logged in, a table out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gcbs_st.batches.plan_history import StoredPlan
+from gcbs_st.reports.inspection.batch_scores import measure_batches, plain
+from gcbs_st.reports.inspection.inspector import Subject
+
+# As `GCBSTrainer` logs them.
+_LOGGED = {
+    "gcbs/closed": "closed",
+    "gcbs/gap": "gap, nats",
+    "gcbs/tail_coverage": "tail coverage",
+    "gcbs/false_negatives": "false negatives a row",
+    "gcbs/embedding_age": "embeddings' age, steps",
+    "gcbs/embed_seconds": "embedding s",
+    "gcbs/plan_seconds": "planning s",
+}
+_MEASURED = ("in-batch loss, nats", "false negatives a row")
+# Batches of each plan that are measured for the table.
+_BATCHES = 256
+
+
+def plan_table(
+    plans: Sequence[StoredPlan], log_history: Sequence[Mapping[str, Any]], subject: Subject
+) -> dict[str, Any]:
+    """Returns a table of a run's plans: as logged when they were made, and as the subject's model sees them now.
+
+    The second makes plans comparable: what is logged is measured with the model of that step, and of random batches
+    nothing is logged.
+
+    Args:
+        plans: that the run kept, by step.
+        log_history: what the run logged.
+        subject: whose embeddings the plans are measured with.
+
+    Returns:
+        "columns" with "title" and "by" (what measured it), and "rows" of numbers, None where there is none. A column
+        without any number is left out.
+    """
+    logged = {entry["step"]: entry for entry in log_history if "gcbs/gap" in entry and "step" in entry}
+    kept = {plan.step: plan for plan in plans}
+    columns = [("step", ""), ("epoch", ""), *[(title, "as logged") for title in _LOGGED.values()]]
+    columns += [(title, f"by {subject.model}") for title in _MEASURED]
+    rows = [
+        [
+            step,
+            *_epoch(kept.get(step), logged.get(step)),
+            *_as_logged(logged.get(step)),
+            *_measured(kept.get(step), subject),
+        ]
+        for step in sorted({*logged, *kept})
+    ]
+    filled = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
+    return {
+        "columns": [{"title": columns[i][0], "by": columns[i][1]} for i in filled],
+        "rows": [[row[i] for i in filled] for row in rows],
+    }
+
+
+def _epoch(plan: StoredPlan | None, entry: Mapping[str, Any] | None) -> list[float | None]:
+    if plan is not None:
+        return [plan.epoch + 1]
+    return [int(entry["epoch"]) + 1 if entry is not None and "epoch" in entry else None]
+
+
+def _as_logged(entry: Mapping[str, Any] | None) -> list[float | None]:
+    values = [(entry or {}).get(key) for key in _LOGGED]
+    return [plain(value) if isinstance(value, (int, float)) else None for value in values]
+
+
+def _measured(plan: StoredPlan | None, subject: Subject) -> list[float | None]:
+    """Figures of the batches that this plan decided and whose rows all have embeddings, of a sample of them."""
+    if plan is None:
+        return [None, None]
+    batches = plan.order.reshape(-1, plan.batch_size)[plan.drawn :]
+    places = np.minimum(np.searchsorted(subject.rows, batches), len(subject.rows) - 1)
+    usable = np.flatnonzero((subject.rows[places] == batches).all(axis=1))
+    if not len(usable):
+        return [None, None]
+    picked = places[usable[np.linspace(0, len(usable) - 1, min(len(usable), _BATCHES)).astype(int)]]
+    measures = measure_batches(subject.anchors, subject.positives, picked, scale=subject.scale)
+    return [plain(measures.loss.mean()), plain(measures.false_negatives.mean())]

@@ -1,0 +1,182 @@
+"""Runs in, what belongs together out: ways of training, the random batches beside them, pairs, and doubts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gcbs_st.records.run_folder import RunRecord, Runs, is_number
+
+Arms = dict[str, list[RunRecord]]  # label -> its runs, a seed each
+_REFERENCE = "random"
+
+
+def group_arms(runs: Sequence[RunRecord]) -> Arms:
+    """Returns the runs by what they are called in the report.
+
+    Args:
+        runs: in the order in which they are shown.
+
+    Returns:
+        Label -> runs of one name in one experiment. The label is that name, with as much of the experiment's path
+        before it as tells experiments apart.
+    """
+    experiments = list(dict.fromkeys(run.experiment for run in runs))
+    arms: Arms = {}
+    for run in runs:
+        prefix = "" if len(experiments) == 1 else f"{short_path(run.experiment, experiments)}/"
+        arms.setdefault(f"{prefix}{run.name}", []).append(run)
+    return arms
+
+
+def short_path(path: Path, paths: Sequence[Path]) -> str:
+    """Returns the last parts of a path, as many as no other has.
+
+    Args:
+        path: one of the paths.
+        paths: all of them.
+
+    Example:
+        >>> short_path(Path("a/x"), [Path("a/x"), Path("b/x"), Path("c")])
+        'a/x'
+    """
+    for length in range(1, len(path.parts) + 1):
+        tail = path.parts[-length:]
+        if sum(other.parts[-length:] == tail for other in paths) == 1:
+            break
+    return "/".join(tail)
+
+
+def find_reference(arm: str, arms: Arms) -> str | None:
+    """Returns the random batches that an arm is compared with.
+
+    Args:
+        arm: its label.
+        arms: all of them.
+
+    Returns:
+        The label of the arm named random of the same experiment, or of the only one there whose planner is random;
+        None where there is none, or the arm is it itself.
+    """
+    experiment = arms[arm][0].experiment
+    beside = [label for label, runs in arms.items() if runs[0].experiment == experiment]
+    named = [label for label in beside if arms[label][0].name == _REFERENCE]
+    random = [label for label in beside if flat_config(arms[label][0]).get("train.planner") == "random"]
+    found = named or (random if len(random) == 1 else [])
+    return found[0] if found and found[0] != arm else None
+
+
+def pairs_of(arm: Sequence[RunRecord], reference: Sequence[RunRecord]) -> list[tuple[RunRecord, RunRecord]]:
+    """Returns the runs of an arm with those of the reference that they can be compared with.
+
+    Args:
+        arm: its runs.
+        reference: the other's.
+
+    Returns:
+        Pairs of the same seed and the same training rows, each run once.
+    """
+    others = {(run.seed, run.record["corpus_hash"]): run for run in reference}
+    keys = {(run.seed, run.record["corpus_hash"]): run for run in arm}
+    return [(run, others[key]) for key, run in keys.items() if key in others]
+
+
+def notes_on(arms: Arms, references: Mapping[str, str | None], runs: Runs) -> list[str]:
+    """Returns what makes the figures less than they seem, a sentence each.
+
+    Args:
+        arms: label -> runs.
+        references: label -> what it is compared with.
+        runs: that they come from.
+    """
+    notes = [note for arm, other in references.items() if other for note in _pairing_notes(arm, other, arms)]
+    notes += [note for label in arms for note in _seed_notes(label, arms[label])]
+    if len({frozenset(run.seed for run in of_arm) for of_arm in arms.values()}) > 1:
+        notes.append("Not all have the same seeds: compare them by their differences, not by their means.")
+    if len({run.record["corpus_hash"] for run in runs.runs}) > 1:
+        notes.append("The runs were not all trained on the same rows; see where the figures come from.")
+    commits = {str(run.record.get("commit")) for run in runs.runs}
+    if any(commit.endswith("+") for commit in commits):
+        notes.append("A + after a commit: files of the checkout differed from it.")
+    if any(commit == "None" for commit in commits):
+        notes.append("The commit of some runs is not recorded.")
+    silent = [label for label, of_arm in arms.items() if not any("loss" in e for run in of_arm for e in run.log)]
+    if silent:
+        notes.append(f"No loss was logged by {_listed(silent)}, or their log was not kept (log_history.json).")
+    if runs.left_out:
+        notes.append(f"Left out, as there is no run in them yet: {_listed(runs.left_out)}.")
+    return notes
+
+
+def _pairing_notes(arm: str, reference: str, arms: Arms) -> list[str]:
+    pairs, own = pairs_of(arms[arm], arms[reference]), len(arms[arm])
+    notes = []
+    if len(pairs) < own:
+        notes.append(
+            f"{arm}: {own - len(pairs)} of {own} runs have no run of {reference} with the same seed and rows."
+        )
+    if unlike := [run.seed for run, other in pairs if run.record["steps"] != other.record["steps"]]:
+        notes.append(f"{arm}: other numbers of steps than {reference} with the seeds {_listed(unlike)}.")
+    return notes
+
+
+def _seed_notes(label: str, runs: Sequence[RunRecord]) -> list[str]:
+    notes = []
+    if len({tuple(sorted(flat_config(run).items())) for run in runs}) > 1:
+        notes.append(f"{label}: its runs differ in more than the seed; their means mix configurations.")
+    if len({run.seed for run in runs}) < len(runs):
+        notes.append(f"{label}: some of its runs have the same seed.")
+    return notes
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def flat_config(run: RunRecord) -> dict[str, str]:
+    """Returns what a run was configured with, a line a key, as text.
+
+    Args:
+        run: of which the entry in `runs` or `arms` goes over `train` and the blocks that it names.
+
+    Returns:
+        Key with dots -> value; where the folder lies is no part of it, nor is the seed, which tells runs of one
+        name apart.
+    """
+    blocks = {key: value for key, value in run.config.items() if key not in ("output", "runs", "arms")}
+    entry = _entry(run.config, "runs", run)
+    arm = _entry(run.config, "arms", run)
+    arm_blocks = {key: value for key, value in arm.items() if key != "train"}
+    train = {**_mapping(blocks.get("train")), **_mapping(arm.get("train")), **entry}
+    flat = _flatten({**blocks, **{key: value for key, value in arm_blocks.items() if value}, "train": train})
+    flat.pop("train.seed", None)
+    return flat
+
+
+def _entry(config: Mapping[str, Any], block: str, run: RunRecord) -> Mapping[str, Any]:
+    return _mapping(_mapping(config.get(block)).get(run.name))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _flatten(block: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in block.items():
+        name = f"{prefix}{key}"
+        # Null is what a key has that was not given, or that an earlier version did not know.
+        found = {} if value is None else {name: str(value)}
+        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) else found
+    return flat
+
+
+def finite(value: Any) -> float | None:
+    """Returns a number as it is, None for what is none or not finite.
+
+    Args:
+        value: of a record.
+    """
+    return float(value) if is_number(value) and math.isfinite(value) else None

@@ -1,0 +1,334 @@
+"""The training arguments: the host's, and the few fields that say how batches are composed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Union
+
+import torch
+from sentence_transformers import SentenceTransformerTrainingArguments
+from sentence_transformers.base.sampler import BatchSamplers
+from sentence_transformers.base.training_args import BaseTrainingArguments
+
+from gcbs_st.planners import Planner, make_planner
+from gcbs_st.planners.base import abilities_of
+
+logger = logging.getLogger(__name__)
+
+# Beside the arguments of any of the host's trainers; which one is for the concrete classes to say.
+if TYPE_CHECKING:
+    _Host = BaseTrainingArguments
+else:
+    _Host = object
+
+
+_CHOICES = {
+    "embedding_source": ("encode", "harvest"),
+    "first_plan": ("random", "encode"),
+    "embedding_dtype": ("float32", "float16"),
+    "embedding_storage": ("memory", "disk"),
+    "cluster_schedule": ("constant", "curriculum"),
+}
+_EXPECTED_COLUMNS = (
+    'one column name or two different ones, as ["anchor", "negative"], or a mapping of dataset name to such a list'
+)
+# Fields that a command line gives as JSON, and what is expected of it.
+FIELDS_IN_JSON = {"planner_options": "a JSON object", "planner_columns": _EXPECTED_COLUMNS}
+_NO_DUPLICATES = ("NO_DUPLICATES", "NO_DUPLICATES_HASHED")
+_NUMBERS = (
+    "replan_steps",
+    "planner_warmup_steps",
+    "planner_cooldown_steps",
+    "embedding_batch_size",
+    "embedding_max_age",
+    "embedding_budget",
+)
+
+
+def _read_json(field_name: str, text: str, expected: str) -> Any:
+    """What a command line gives as JSON; of columns also the bare name of one."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if field_name == "planner_columns" and text.isidentifier():
+            return [text]
+        raise ValueError(f"{field_name}: got {text!r}, expected {expected}: {error}") from None
+
+
+@dataclass
+class PlanningArguments(_Host):
+    """How batches are composed: the fields that are ours, beside the arguments of one of the host's trainers.
+
+    `batch_sampler="no_duplicates"` has the host's meaning: no text stands twice in a batch, whatever the
+    planner. Batches are always full, `dataloader_drop_last` or not.
+
+    Args:
+        planner: a name of `gcbs_st.planners.available()` or an object with a `plan` method.
+        planner_options: keyword arguments of the planner's constructor, as a dict or JSON.
+        planner_columns: the two text columns that are planned on, anchors first, as a list or JSON; of several
+            datasets for all of them, or a mapping of dataset name to such a list, in which a dataset may be left
+            out. A single name puts rows together whose texts of that column are alike, embeds no other, and what
+            is logged of plans is of these texts. None for the first two text columns. The loss sees all columns in
+            any case.
+        replan_steps: when plans are made besides each epoch's start. 0: then only; 1 or more: also every
+            so many optimizer steps, over the rows not yet drawn; between 0 and 1: that share of an epoch's steps.
+        planner_warmup_steps: optimizer steps with random batches before the first plan.
+        planner_cooldown_steps: optimizer steps with random batches at the end of the run; between 0 and 1: that share
+            of the run. What planned batches hold in common tells none of their rows apart and loses weight; random
+            batches give some of it back.
+        embedding_batch_size: texts per forward pass when the rows are embedded; None for 128, or fewer where the
+            model takes texts of more than 512 tokens.
+        embedding_source: "encode": the rows to be planned are embedded before each plan, at about a third of an
+            epoch's time. "harvest": embeddings are taken from the training passes, next to free but up to an
+            epoch old; a row never seen yet keeps its place.
+        first_plan: what plans while no row was harvested yet. "random": nothing, batches stay random; "encode":
+            one encoding pass, as of rows never seen later.
+        embedding_max_age: encode harvested rows that are older than so many optimizer steps, and rows that were
+            never seen, at every plan but the first. None for no row.
+        embedding_budget: encode so many such rows a plan at most, the oldest first. None for all of them.
+        embedding_dtype: of harvested rows, "float32" or "float16".
+        embedding_storage: harvested rows are kept in "memory", or on "disk" in `output_dir`. Several processes
+            on one node share files in any case.
+        group_column: a column whose equal values mark rows that must not share a batch, since they are
+            positives of each other (two captions of one photo). It is not trained on. None for no such column.
+        cluster_schedule: "constant", or "curriculum": the planner's clusters a batch start at the batch size,
+            which is random batches, and halve in equal shares of the run until they reach the planner's own
+            `clusters_per_batch` (NGAME, arXiv 2207.04452, doubles its cluster size on such a schedule).
+        shuffle_planned_batches: draw the batches of a plan in random order, not side by side.
+
+    Raises:
+        ValueError: a value out of its range, an unknown planner or option, or a batch sampler that planning replaces.
+    """
+
+    # The host's class that these fields stand beside.
+    plain_class: ClassVar[type[BaseTrainingArguments]]
+    fields_in_json: ClassVar[Mapping[str, str]] = FIELDS_IN_JSON
+    # A trainer that plans has taken these arguments.
+    claimed: ClassVar[bool] = False
+
+    # `planner` is annotated as a string for HfArgumentParser; a Planner object is taken as well.
+    planner: str = field(default="gcbs", metadata={"help": "Name of the planner that composes the batches."})
+    planner_options: Union[dict[str, Any], str, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
+        default=None, metadata={"help": "Keyword arguments of the planner's constructor, as JSON."}
+    )
+    planner_columns: Union[str, None, list[str], dict[str, list[str]]] = field(  # noqa: UP007 - as above
+        default=None,
+        metadata={
+            "help": "The one or two text columns to plan on, as JSON: a list, or a mapping of dataset to a list."
+        },
+    )
+    replan_steps: float = field(
+        default=0.0,
+        metadata={
+            "help": "0: plan at each epoch's start only; >= 1: also every so many steps; in (0, 1): share of an epoch."
+        },
+    )
+    planner_warmup_steps: int = field(default=0, metadata={"help": "Optimizer steps with random batches first."})
+    planner_cooldown_steps: float = field(
+        default=0.0, metadata={"help": "Optimizer steps with random batches last; in (0, 1): share of the run."}
+    )
+    embedding_batch_size: Union[int, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
+        default=None,
+        metadata={"help": "Texts per forward pass when rows are embedded; default: 128, fewer of long texts."},
+    )
+    embedding_source: str = field(
+        default="encode", metadata={"help": "encode the rows before each plan, or harvest them from training passes."}
+    )
+    first_plan: str = field(
+        default="random", metadata={"help": "What plans before any row was harvested: encode or random."}
+    )
+    embedding_max_age: Union[int, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
+        default=None, metadata={"help": "Encode harvested rows that are older than so many steps; default: none."}
+    )
+    embedding_budget: Union[int, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
+        default=None, metadata={"help": "Encode at most so many old rows a plan, the oldest first; default: all."}
+    )
+    embedding_dtype: str = field(default="float32", metadata={"help": "Of harvested rows: float32 or float16."})
+    embedding_storage: str = field(
+        default="memory", metadata={"help": "Where harvested rows are kept: memory, or disk (in output_dir)."}
+    )
+    group_column: Union[str, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
+        default=None, metadata={"help": "Column whose equal values mark rows that must not share a batch."}
+    )
+    cluster_schedule: str = field(
+        default="constant",
+        metadata={"help": "constant, or curriculum: from random batches to the planner's hardness."},
+    )
+    shuffle_planned_batches: bool = field(default=True, metadata={"help": "Draw a plan's batches in random order."})
+
+    def __post_init__(self) -> None:
+        """Checks the fields, after the host has checked its own."""
+        # Before the host, which would read the JSON too, but whose message does not name the field.
+        for name, expected in self.fields_in_json.items():
+            if isinstance(text := getattr(self, name), str):
+                setattr(self, name, _read_json(name, text, expected))
+        super().__post_init__()
+        self.check_planning()
+
+    def get_warmup_steps(self, num_training_steps: int) -> int:
+        """Returns the host's warm-up steps; asked for when training starts, so somebody who plans must be there by then.
+
+        Args:
+            num_training_steps: of the run.
+        """
+        if not self.claimed:
+            logger.warning(
+                "%s in a trainer that plans no batches: they are random, and planner=%r has no effect. Train with %s.",
+                type(self).__name__,
+                self.planner,
+                type(self).__name__.replace("TrainingArguments", "Trainer"),
+            )
+        steps: int = super().get_warmup_steps(num_training_steps)
+        return steps
+
+    def check_planning(self) -> None:
+        """Refuses fields that cannot be planned with.
+
+        Raises:
+            ValueError: says the field, what it holds and what it may hold.
+        """
+        self._check_numbers()
+        for name, nothing, whole in (
+            ("replan_steps", "each epoch's start", "an epoch"),
+            ("planner_cooldown_steps", "no step", "the run"),
+        ):
+            value = getattr(self, name)
+            if not (0 <= value < 1 or (value >= 1 and float(value).is_integer())):
+                raise ValueError(
+                    f"{name}: got {value}, expected 0 ({nothing}), a whole number of steps, or a share of {whole} "
+                    "between 0 and 1."
+                )
+        if self.planner_warmup_steps < 0:
+            raise ValueError(f"planner_warmup_steps: got {self.planner_warmup_steps}, expected 0 or more steps.")
+        if self.embedding_batch_size is not None and self.embedding_batch_size < 1:
+            raise ValueError(f"embedding_batch_size: got {self.embedding_batch_size}, expected at least 1, or None.")
+        self._check_embedding()
+        if not isinstance(self.planner_options, (dict, type(None))):
+            raise ValueError(f"planner_options: got {self.planner_options!r}, expected a mapping of option to value.")
+        self._check_columns()
+        self._check_planner()
+
+    def _check_numbers(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, (bool, str)) or not isinstance(value, (int, float))):
+                quoted = (
+                    " It stands in quotes, which make it a text: leave them out." if isinstance(value, str) else ""
+                )
+                raise ValueError(f"{name}: got {value!r}, expected a number.{quoted}")
+
+    def _check_columns(self) -> None:
+        given: Any = self.planner_columns
+        for names in given.values() if isinstance(given, Mapping) else [given]:
+            texts = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+            if given is not None and not (texts and 1 <= len(names) <= 2 and len(set(names)) == len(names)):
+                raise ValueError(f"planner_columns: got {given!r}, expected {_EXPECTED_COLUMNS}.")
+
+    def _check_planner(self) -> None:
+        planner = self.make_planner()
+        if self.cluster_schedule == "curriculum" and abilities_of(planner).clusters_per_batch is None:
+            raise ValueError(
+                f"cluster_schedule: curriculum needs a planner that composes batches of clusters, but {self.planner!r} "
+                "has no clusters_per_batch. Use best, partition or bisect."
+            )
+
+    def _check_embedding(self) -> None:
+        for field_name, choices in _CHOICES.items():
+            if getattr(self, field_name) not in choices:
+                raise ValueError(f"{field_name}: got {getattr(self, field_name)!r}, expected {' or '.join(choices)}.")
+        for name, least in (("embedding_max_age", 0), ("embedding_budget", 1)):
+            value: int | None = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name}: got {value}, expected at least {least}, or None.")
+        if self.embedding_budget is not None and self.embedding_max_age is None:
+            raise ValueError(
+                f"embedding_budget: got {self.embedding_budget} without embedding_max_age, which says what rows are "
+                "old enough to be encoded."
+            )
+
+    def make_planner(self) -> Planner:
+        """Returns the planner that the fields describe."""
+        options = self.planner_options
+        return make_planner(self.planner, options if isinstance(options, dict) else None)
+
+    def cooldown_start(self, max_steps: int) -> int | None:
+        """Returns the first optimizer step of the random batches at the end.
+
+        Args:
+            max_steps: optimizer steps of the run.
+
+        Returns:
+            A step in [0, max_steps); None if there is no cool-down, so that a run which is resumed to more steps draws
+            what a longer one would have drawn.
+        """
+        steps = self.planner_cooldown_steps
+        if steps == 0:
+            return None
+        return max(0, max_steps - (int(steps) if steps >= 1 else math.ceil(steps * max_steps)))
+
+    @property
+    def device(self) -> torch.device:
+        """The host's device. Older hosts number the processes' CPU, "cpu:0", and then cannot load a checkpoint to it."""
+        device: torch.device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
+    def no_duplicates(self) -> bool:
+        """Whether a text may stand only once in a batch."""
+        return isinstance(self.batch_sampler, BatchSamplers) and self.batch_sampler.name in _NO_DUPLICATES
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields for the model card and trackers, a planner object as its text."""
+        fields_as_dict: dict[str, Any] = super().to_dict()
+        if not isinstance(self.planner, str):
+            fields_as_dict["planner"] = repr(self.planner)
+        return fields_as_dict
+
+    @classmethod
+    def from_plain(cls, args: BaseTrainingArguments) -> Self:
+        """Returns plain arguments with the defaults of our fields; arguments of ours as they are.
+
+        Args:
+            args: of the host's class or of ours.
+
+        Returns:
+            Arguments of this class. Those given are not changed.
+
+        Raises:
+            TypeError: arguments of another class, whose methods would be lost.
+        """
+        if isinstance(args, cls):
+            return args
+        if type(args) is not cls.plain_class:
+            raise TypeError(
+                f"args: got {type(args).__name__}, expected {cls.__name__} or {cls.plain_class.__name__}. "
+                f"Derive your own class from {cls.__name__}."
+            )
+        # Not built anew from its fields: the host's checks rewrite some of them and must not run twice.
+        converted: Any = copy.copy(args)
+        converted.__class__ = cls
+        for ours in fields(cls):
+            if not hasattr(converted, ours.name):
+                setattr(converted, ours.name, ours.default if ours.default is not MISSING else None)
+        converted.check_planning()
+        assert isinstance(converted, cls)
+        return converted
+
+
+@dataclass
+class GCBSTrainingArguments(PlanningArguments, SentenceTransformerTrainingArguments):
+    """`SentenceTransformerTrainingArguments` and how batches are composed: the fields of `PlanningArguments`.
+
+    Example:
+        >>> from gcbs_st import GCBSTrainingArguments
+        >>> args = GCBSTrainingArguments(output_dir="out", planner="gcbs", replan_steps=0.5, report_to="none")
+        >>> args.replan_steps, args.make_planner()
+        (0.5, ...GCBSPlanner...)
+    """
+
+    plain_class = SentenceTransformerTrainingArguments

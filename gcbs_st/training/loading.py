@@ -1,0 +1,346 @@
+"""The host's training loader, over samplers of ours: one for each dataset whose batches are planned.
+
+In: the training set as the user gave it. Out: batches of row ids, and who drew how many of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader
+
+from gcbs_st.batches.sampler import PlannedBatchSampler
+from gcbs_st.batches.shared_values import SharedValues
+from gcbs_st.batches.steps import StepBatches, WholeSteps
+from gcbs_st.rows.columns import text_names
+from gcbs_st.rows.training_set import fingerprint, parts_of, read_groups, require_map_style, without_column
+from gcbs_st.training.arguments import PlanningArguments
+from gcbs_st.training.loss_facts import contrasts_rows, gathers_negatives, name_loss
+from gcbs_st.training.refusals import refuse_sampler, refuse_unsupported
+
+# Beside any of the host's trainers; which one is for the concrete classes to say.
+if TYPE_CHECKING:
+    from sentence_transformers.base.trainer import BaseTrainer as _Host
+else:
+    _Host = object
+
+logger = logging.getLogger(__name__)
+
+
+class PlannedLoading(_Host):
+    """What a trainer of the host's loads its training rows with, so that somebody can say which of them meet.
+
+    A dataset whose loss compares no rows of a batch with each other, or that has fewer rows than a batch, is loaded as
+    the host loads it.
+    """
+
+    args: PlanningArguments
+
+    def __init__(
+        self, model: Any = None, args: Any = None, train_dataset: Any = None, *rest: Any, **kwargs: Any
+    ) -> None:
+        """Takes the host's arguments, by position or name.
+
+        Args:
+            model: as in the host.
+            args: with the fields of `PlanningArguments`.
+            train_dataset: see `PlannedTraining`.
+            rest: the host's further arguments, in its order.
+            kwargs: the host's further arguments, by name.
+        """
+        self.planned_samplers: dict[str, PlannedBatchSampler] = {}
+        self._building_train_loader = False
+        self._mixer: BatchSampler | None = None
+        self._loader_length = 0
+        self._group_column: str | None = None if args is None else args.group_column
+        self._groups: dict[str, list[Any]] = {}
+        self._fingerprint: str | None = None
+        self._warned: set[str] = set()
+        super().__init__(model, args, train_dataset, *rest, **kwargs)
+
+    # ---------------------------------------------------------------- datasets, as they are assigned
+
+    @property
+    def train_dataset(self) -> Any:
+        """What is trained on, without the group column. Another one may be assigned before `train` is called again."""
+        return self._train_dataset
+
+    @train_dataset.setter
+    def train_dataset(self, datasets: Any) -> None:
+        if datasets is not None and datasets is getattr(self, "_train_dataset", None):
+            return
+        self._groups, self._fingerprint = {}, None
+        if self._group_column is not None and isinstance(datasets, (Dataset, Mapping)):
+            self._groups = read_groups(datasets, self._group_column)
+            datasets = without_column(datasets, self._group_column)
+        self._train_dataset = datasets
+
+    @property
+    def eval_dataset(self) -> Any:
+        """What is evaluated, without the group column, which the host would embed as a text."""
+        return self._eval_dataset
+
+    @eval_dataset.setter
+    def eval_dataset(self, datasets: Any) -> None:
+        self._eval_dataset = self._ungrouped(datasets)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Returns the host's loader, of rows without the group column.
+
+        Args:
+            eval_dataset: the host's.
+        """
+        return super().get_eval_dataloader(self._ungrouped(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """Returns the host's loader, of rows without the group column.
+
+        Args:
+            test_dataset: the host's.
+        """
+        return super().get_test_dataloader(self._ungrouped(test_dataset))
+
+    def _ungrouped(self, datasets: Any) -> Any:
+        return datasets if self._group_column is None else without_column(datasets, self._group_column)
+
+    def training_set_fingerprint(self) -> str:
+        """Returns a text that another training set would not have; made once."""
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.train_dataset)
+        return self._fingerprint
+
+    # ---------------------------------------------------------------- what is planned
+
+    def loss_of(self, name: str) -> Any:
+        """Returns the loss of a dataset.
+
+        Args:
+            name: of the dataset, "" for the only one.
+        """
+        return self.loss.get(name) if isinstance(self.loss, dict) else self.loss
+
+    def contrast_size(self, name: str) -> int:
+        """Returns how many rows are contrasted with one another, which is what is planned as one batch.
+
+        Args:
+            name: of a dataset that is planned.
+
+        Returns:
+            The rows of a batch, times the ranks if the loss gathers the negatives of all.
+        """
+        return self._contrasted(name, self.planned_samplers[name].batch_size)
+
+    def _contrasted(self, name: str, batch_size: int) -> int:
+        return batch_size * (self.args.world_size if gathers_negatives(self.loss_of(name)) else 1)
+
+    def refuse_unplannable(self) -> None:
+        """Raises where batches are to be planned and cannot be.
+
+        Raises:
+            TypeError: rows that can be streamed only.
+            ValueError: batches that another sampler composes, or that do not reach the loss as they were planned.
+        """
+        if self.train_dataset is None:
+            return
+        names = parts_of(self.train_dataset)
+        if any(contrasts_rows(self.loss_of(name)) for name in names):
+            require_map_style(self.train_dataset)
+            refuse_sampler(self.args)
+            refuse_unsupported(self)
+
+    def warn_once(self, key: str, message: str, *facts: Any) -> None:
+        """Warns, on the main process, of what this trainer has not warned of before.
+
+        Args:
+            key: what it is about.
+            message: for the logger.
+            facts: that go into it.
+        """
+        if key not in self._warned and self.is_world_process_zero():
+            logger.warning(message, *facts)
+        self._warned.add(key)
+
+    # ---------------------------------------------------------------- the loader
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Returns the host's loader over samplers of ours.
+
+        Only this loader's batches are planned: the same dataset may also be the one that is evaluated.
+        """
+        self.refuse_unplannable()
+        self.planned_samplers, self._mixer = {}, None
+        self._building_train_loader = True
+        try:
+            loader = super().get_train_dataloader()
+        finally:
+            self._building_train_loader = False
+        if self.planned_samplers:
+            # Each start of its workers draws their seed, by default from the global numbers that dropout draws from
+            # too. Persistent workers start once in a run, but again in a resumed one, whose dropout would then differ.
+            getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
+            self._loader_length = len(loader)
+        return loader
+
+    def get_batch_sampler(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        drop_last: bool,
+        valid_label_columns: list[str] | None = None,
+        generator: torch.Generator | None = None,
+        seed: int = 0,
+    ) -> BatchSampler | None:
+        """Returns our sampler for rows whose batches are planned, and the host's for all others.
+
+        Args:
+            dataset: one of the datasets.
+            batch_size: rows per batch.
+            drop_last: for the host's samplers.
+            valid_label_columns: names of columns that are not text.
+            generator: for the host's samplers.
+            seed: for the host's samplers; ours takes it from the arguments, since not every host passes it.
+
+        Returns:
+            The sampler.
+        """
+        name = self._name_of(dataset)
+        # The host halves only this one when it runs out of memory, and builds its loader from the other.
+        size = self._train_batch_size if self.args.auto_find_batch_size else batch_size
+        if name is None or not self._is_planned(name, dataset, size):
+            return super().get_batch_sampler(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
+        shared = self._shared_values(name, dataset, valid_label_columns or [])
+        sampler = PlannedBatchSampler(
+            dataset,
+            size,
+            drop_last,
+            valid_label_columns,
+            generator,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            shared_values=shared,
+            contrast_size=self._contrasted(name, size),
+        )
+        self.planned_samplers[name] = sampler
+        self._report_clashes(name, sampler, text_names(dataset, valid_label_columns or []))
+        return sampler
+
+    def get_multi_dataset_batch_sampler(
+        self,
+        dataset: ConcatDataset[Any],
+        batch_samplers: list[BatchSampler],
+        generator: torch.Generator | None = None,
+        seed: int | None = 0,
+    ) -> BatchSampler:
+        """Returns the host's sampler; on several processes the batches of one training step are of one dataset.
+
+        Args:
+            dataset: the datasets one after the other.
+            batch_samplers: of each of them.
+            generator: the host's.
+            seed: the host's.
+        """
+        ranks = self.args.world_size
+        if not self._building_train_loader or not self.planned_samplers:
+            return super().get_multi_dataset_batch_sampler(dataset, batch_samplers, generator, seed)
+        if ranks == 1:
+            self._mixer = super().get_multi_dataset_batch_sampler(dataset, batch_samplers, generator, seed)
+        else:
+            whole: list[BatchSampler] = [WholeSteps(batches, ranks) for batches in batch_samplers]
+            steps = super().get_multi_dataset_batch_sampler(dataset, whole, generator, seed)
+            self._mixer = StepBatches(steps, batch_samplers[0].batch_size, ranks)
+        return self._mixer
+
+    def _mix_for_epoch(self, epoch: int) -> None:
+        """Tells the sampler that mixes several datasets the epoch; the host's own call may not arrive in a resumed run."""
+        if self._mixer is not None and hasattr(self._mixer, "set_epoch"):
+            self._mixer.set_epoch(epoch)
+
+    def _name_of(self, dataset: Dataset) -> str | None:
+        """The training set's name within its DatasetDict, "" if it is the only one, None if it is not trained on."""
+        if not self._building_train_loader:
+            return None
+        if isinstance(self.train_dataset, DatasetDict):
+            # The same rows may stand under two names, with a loss each.
+            new = (name for name in self.train_dataset if name not in self.planned_samplers)
+            return next((name for name in new if self.train_dataset[name] is dataset), None)
+        return "" if dataset is self.train_dataset else None
+
+    def _is_planned(self, name: str, dataset: Dataset, batch_size: int) -> bool:
+        of = f" {name!r}" if name else ""
+        loss = self.loss_of(name)
+        if not contrasts_rows(loss):
+            of_it = [one for one in parts_of(self.train_dataset) if self.loss_of(one) is loss]
+            self.warn_once(
+                f"loss {id(loss)}",
+                "%s contrasts no rows of a batch with each other, so composing batches cannot help it: %s trained in the "
+                "host's own batches, and nothing is embedded for plans.",
+                name_loss(loss),
+                f"the training set{of} is" if len(of_it) == 1 else f"the training sets {of_it} are",
+            )
+            return False
+        if len(dataset) < batch_size:
+            self.warn_once(
+                f"rows of {name}",
+                "The training set%s has %d rows, fewer than the %d of a batch: there is nothing to plan, and it is "
+                "trained as the host trains it.",
+                of,
+                len(dataset),
+                batch_size,
+            )
+            return False
+        return True
+
+    # ---------------------------------------------------------------- rows that must not meet
+
+    def _shared_values(self, name: str, dataset: Dataset, labels: list[str]) -> SharedValues | None:
+        names = text_names(dataset, labels)
+        shared = SharedValues.from_dataset(
+            dataset, names, strict=self.args.no_duplicates, groups=self._groups.get(name)
+        )
+        return shared or None
+
+    def _report_clashes(self, name: str, sampler: PlannedBatchSampler, texts: Sequence[str]) -> None:
+        """Refuses or warns where rows cannot be kept apart, in an epoch's first and still random order."""
+        shared = sampler.shared_values
+        if shared is None:
+            return
+        of = f" {name!r}" if name else ""
+        if self.args.no_duplicates and (found := shared.clashes(sampler.order, sampler.batch_size)):
+            raise ValueError(
+                f"batch_sampler=no_duplicates: {self._shared_text(name, found.row, texts)} stands in {found.holders} of "
+                f"the {found.rows} rows of the training set{of}, but an epoch has only {found.batches} full batches of "
+                f"{sampler.batch_size}, each of which may hold it once. De-duplicate the training set, lower "
+                "per_device_train_batch_size, or leave batch_sampler at its default, which keeps equal texts apart as "
+                "far as possible."
+            )
+        size = self.contrast_size(name)
+        if found := shared.clashes(sampler.order, size):
+            self.warn_once(
+                f"clashes of {name}",
+                "%.1f %% of the rows of the training set%s share a text or group with another row that they are "
+                "contrasted with: %s stands in %d of %d rows, and an epoch has %d batches of %d. They are kept apart as "
+                "far as possible, and trained. De-duplicate the rows, or lower per_device_train_batch_size.",
+                100 * found.share,
+                of,
+                self._shared_text(name, found.row, texts),
+                found.holders,
+                found.rows,
+                found.batches,
+                size,
+            )
+
+    def _shared_text(self, name: str, row: int, texts: Sequence[str]) -> str:
+        """What a row shares with others, for a message."""
+        shared = self.planned_samplers[name].shared_values
+        assert shared is not None
+        values = parts_of(self.train_dataset)[name][row]
+        group = self._groups[name][row] if name in self._groups else None
+        kind, value = shared.name_widest(row, [values.get(text) for text in texts], group)
+        return f"the {kind} {str(value)!r:.120}"
+
+    def _steps_an_epoch(self) -> int:
+        return max(1, int(np.ceil(self._loader_length / self.args.gradient_accumulation_steps)))

@@ -1,0 +1,197 @@
+"""The losses of a training run that keep a state a row: told which rows they see, brought together, saved and restored.
+
+In: the ids of a batch's rows in the concatenated datasets. Out: the ids that each loss knows its rows by, and one file
+in a checkpoint. Everything is free where no loss keeps a state.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gcbs_st.files import read_arrays, write_arrays
+from gcbs_st.losses.row_loss import RowLoss
+from gcbs_st.ranks import agree, agree_on_rows, gather_rows
+from gcbs_st.rows.row_ids import find_dataset
+
+logger = logging.getLogger(__name__)
+
+LOSSES_FILE = "gcbs_losses.npz"
+
+# The features of some rows of one dataset: its name, (m,) row ids in it, and the place of a text column.
+FeaturesOfPart = Callable[[str, np.ndarray, int], dict[str, Any]]
+
+
+class RowStates:
+    """The losses of one call of `train` that keep a state a row.
+
+    A loss of one dataset knows the rows by their ids in it; one that several datasets share, by their ids in these
+    datasets one after the other.
+    """
+
+    def __init__(
+        self, loss: Any, sizes: Mapping[str, int], features_of: FeaturesOfPart, *, seed: int, processes: int = 1
+    ) -> None:
+        """Finds the losses and tells them how many rows there are.
+
+        Args:
+            loss: the trainer's, one for all datasets or a dict by name of the dataset.
+            sizes: rows by name of the dataset, in the order in which they are concatenated.
+            features_of: of rows of one dataset.
+            seed: of the run.
+            processes: of the run.
+
+        Raises:
+            ValueError: a loss holds the states of another number of rows.
+        """
+        self.processes = processes
+        self._names = list(sizes)
+        self._starts = np.cumsum([0, *sizes.values()])
+        by_name = {name: find_row_losses(loss[name] if isinstance(loss, dict) else loss) for name in sizes}
+        self.losses: list[RowLoss] = []
+        # name of the dataset -> its losses, each with what is added to the dataset's ids.
+        self._told: dict[str, list[tuple[RowLoss, int]]] = {name: [] for name in sizes}
+        for one in (one for losses in by_name.values() for one in losses):
+            if any(one is other for other in self.losses):
+                continue
+            self.losses.append(one)
+            served, rows = {}, 0
+            for name in self._names:
+                if any(one is other for other in by_name[name]):
+                    served[name] = rows
+                    self._told[name].append((one, rows))
+                    rows += sizes[name]
+            one.prepare(rows, _features_of_loss(served, features_of), seed)
+        self._merged = [0] * len(self.losses)
+
+    @contextmanager
+    def telling(self, rows: np.ndarray) -> Iterator[None]:
+        """Tells the losses which rows the batch holds that they see meanwhile.
+
+        Args:
+            rows: (b,) ids in the concatenated datasets, all of one dataset.
+
+        Yields:
+            Nothing.
+        """
+        if not self.losses:
+            yield
+            return
+        index = find_dataset(self._starts, rows)
+        told = self._told[self._names[index]]
+        for loss, start in told:
+            loss.set_rows(rows - self._starts[index] + start)
+        try:
+            yield
+        finally:
+            for loss, _ in told:
+                loss.set_rows(None)
+
+    def close(self) -> None:
+        """Takes the texts from the losses, which they get at through the trainer; their states stay."""
+        for loss in self.losses:
+            loss.prepare(loss.rows or 0)
+
+    def merge(self, device: torch.device) -> None:
+        """Gives all processes the newest state of each row. To be called by all processes.
+
+        Of states as new as each other that of the later process counts. Cost: the rows that were visited since the
+        last call are sent to one process, and all n rows from it.
+
+        Args:
+            device: that the processes exchange tensors from.
+        """
+        if self.processes == 1:
+            return
+        for place, loss in enumerate(self.losses):
+            state = loss.row_state()
+            clocks = gather_rows(state.pop("clock")[None], self.processes, device)
+            clock = agree(int(clocks.max(initial=0)), self.processes)
+            own = np.flatnonzero(state["visited"] > self._merged[place])
+            rows = gather_rows(own, self.processes, device)
+            sent = {name: gather_rows(array[own], self.processes, device) for name, array in state.items()}
+            if len(rows):  # on the one process that was sent them
+                newest_last = np.argsort(sent["visited"], kind="stable")
+                for name, array in state.items():
+                    array[rows[newest_last]] = sent[name][newest_last]
+            merged = {name: agree_on_rows(array, self.processes, device) for name, array in state.items()}
+            loss.load_row_state({**merged, "clock": np.array(clock)})
+            self._merged[place] = clock
+
+    def save(self, folder: Path) -> None:
+        """Writes the states into a checkpoint; all processes must have called `merge`.
+
+        Args:
+            folder: the checkpoint's.
+        """
+        if not self.losses:
+            return
+        arrays = {
+            f"{place} {name}": array
+            for place, loss in enumerate(self.losses)
+            for name, array in loss.row_state().items()
+        }
+        write_arrays(folder / LOSSES_FILE, arrays, [type(loss).__name__ for loss in self.losses])
+
+    def load(self, folder: Path) -> None:
+        """Takes the states of a checkpoint; one without states is reported, and none are taken.
+
+        Args:
+            folder: the checkpoint's.
+
+        Raises:
+            ValueError: the states are damaged, or of another loss or number of rows; the message says which.
+        """
+        if not self.losses:
+            return
+        file = folder / LOSSES_FILE
+        if not agree(file.is_file(), self.processes):
+            logger.warning("%s is not there: the states that losses keep of rows start as in a new run.", file)
+            return
+        arrays, kinds = read_arrays(file)
+        expected = [type(loss).__name__ for loss in self.losses]
+        if kinds != expected:
+            raise ValueError(f"{file} holds the states of {kinds}, expected those of {expected}. Resume with those.")
+        for place, loss in enumerate(self.losses):
+            prefix = f"{place} "
+            state = {name.removeprefix(prefix): one for name, one in arrays.items() if name.startswith(prefix)}
+            try:
+                loss.load_row_state(state)
+            except ValueError as error:
+                raise ValueError(f"{file} cannot be resumed from. {error}") from None
+            self._merged[place] = int(state["clock"])
+
+
+def _features_of_loss(starts: Mapping[str, int], features_of: FeaturesOfPart) -> Callable[..., dict[str, Any]]:
+    """The features of rows by the ids that a loss knows them by; all of one dataset, as a chain never leaves its own."""
+    names, begins = list(starts), np.array(list(starts.values()))
+
+    def features(rows: np.ndarray, column: int) -> dict[str, Any]:
+        index = int(np.searchsorted(begins, rows[0], side="right")) - 1
+        return features_of(names[index], rows - begins[index], column)
+
+    return features
+
+
+def find_row_losses(loss: Any) -> list[RowLoss]:
+    """Returns the losses that want to know the rows of a batch.
+
+    Args:
+        loss: any loss; wrappers are looked into, the model is not.
+
+    Returns:
+        Each once.
+    """
+    found = [loss] if isinstance(loss, RowLoss) else []
+    if isinstance(loss, nn.Module) and not found:
+        for name, child in loss.named_children():
+            if name != "model":
+                found += [one for one in find_row_losses(child) if one not in found]
+    return found

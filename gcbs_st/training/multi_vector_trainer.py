@@ -1,0 +1,106 @@
+"""The trainer of late-interaction models (ColBERT and its like): the host's, with batches composed from token vectors.
+
+A text is a matrix of token vectors and the score of two texts is MaxSim, the sum over the query's tokens of their
+best match, which is no inner product of two rows. Plans are made on an approximation: the unit mean of the token
+vectors that are scored, query expansion and skip list as in training. Texts that share many near tokens have near
+means, and that is all the planner is told; a single word that decides a match is lost in the mean. What is logged of
+a plan is measured on the cosines of these means, at the loss's scale.
+
+Needs sentence-transformers with `MultiVectorEncoder`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Union
+
+import sentence_transformers
+
+from gcbs_st.embeddings.views import View, mean_of_tokens
+from gcbs_st.rows.columns import TextColumn
+from gcbs_st.training.arguments import FIELDS_IN_JSON, PlanningArguments
+from gcbs_st.training.planned_training import PlannedTraining
+
+try:
+    from sentence_transformers import MultiVectorEncoderTrainer, MultiVectorEncoderTrainingArguments
+except ImportError:
+    raise ImportError(
+        f"GCBSMultiVectorEncoderTrainer: got sentence-transformers {sentence_transformers.__version__}, expected one with "
+        "MultiVectorEncoder. Run: pip install -U sentence-transformers"
+    ) from None
+
+__all__ = ["GCBSMultiVectorEncoderTrainer", "GCBSMultiVectorEncoderTrainingArguments"]
+
+
+@dataclass
+class GCBSMultiVectorEncoderTrainingArguments(PlanningArguments, MultiVectorEncoderTrainingArguments):
+    """`MultiVectorEncoderTrainingArguments` and how batches are composed: the fields of `PlanningArguments`.
+
+    Example:
+        >>> from gcbs_st import GCBSMultiVectorEncoderTrainingArguments
+        >>> GCBSMultiVectorEncoderTrainingArguments("out", max_length={"query": 32}, report_to="none").max_length
+        {'query': 32}
+    """
+
+    plain_class = MultiVectorEncoderTrainingArguments
+    fields_in_json = {**FIELDS_IN_JSON, "max_length": "a number of tokens, or a mapping of task to one"}
+
+    # The host's field, which no HfArgumentParser takes as long as it may not be a string.
+    max_length: Union[int, str, None, dict[str, int]] = field(  # type: ignore[assignment]  # noqa: UP007 - it reads Union
+        default=None, metadata={"help": "Tokens a text in training, or a mapping of task to them, as JSON."}
+    )
+
+
+class GCBSMultiVectorEncoderTrainer(PlannedTraining, MultiVectorEncoderTrainer):
+    """`MultiVectorEncoderTrainer` that decides which rows train together.
+
+    Takes what the host's trainer takes, see `PlannedTraining`, and plans on the mean of each text's token vectors.
+
+    Example:
+        >>> import tempfile
+        >>> from datasets import Dataset
+        >>> from sentence_transformers import MultiVectorEncoder
+        >>> from sentence_transformers.base.modules import Transformer
+        >>> from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+        >>> from gcbs_st import GCBSMultiVectorEncoderTrainer, GCBSMultiVectorEncoderTrainingArguments
+        >>> words = ["[PAD]", "[UNK]", *"a red blue cat dog runs sleeps one the".split()]
+        >>> tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+        >>> tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", model_max_length=16)
+        >>> config = BertConfig(
+        ...     vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        >>> folder = tempfile.mkdtemp()
+        >>> BertModel(config).save_pretrained(folder)
+        >>> _ = fast.save_pretrained(folder)
+        >>> model = MultiVectorEncoder(modules=[Transformer(folder), MultiVectorMask()], device="cpu")
+        >>> pairs = Dataset.from_dict({
+        ...     "anchor": ["a red cat", "a blue cat", "a red dog", "a blue dog"],
+        ...     "positive": ["the red cat sleeps", "the blue cat runs", "one red dog", "one blue dog runs"]})
+        >>> args = GCBSMultiVectorEncoderTrainingArguments(
+        ...     folder, planner="bisect", per_device_train_batch_size=2, num_train_epochs=2,
+        ...     report_to="none", disable_tqdm=True, use_cpu=True)
+        >>> GCBSMultiVectorEncoderTrainer(model, args, pairs).train().global_step
+        {'gcbs/gap': ...
+        4
+    """
+
+    training_args_class = GCBSMultiVectorEncoderTrainingArguments
+    args: GCBSMultiVectorEncoderTrainingArguments
+
+    def planning_view(self) -> View:
+        """Returns the mean of the token vectors that are scored."""
+        return mean_of_tokens
+
+    def as_trained(self, column: TextColumn, position: int) -> TextColumn:
+        """Returns a column with the task and length of training: the first column is the query, unless a route says so.
+
+        Args:
+            column: that is planned on, with its prompt and route.
+            position: among the columns of texts.
+        """
+        task = column.task or ("query" if position == 0 else "document")
+        length = self.args.max_length
+        assert not isinstance(length, str)  # read from JSON by then
+        return replace(column, task=task, max_length=length.get(task) if isinstance(length, dict) else length)

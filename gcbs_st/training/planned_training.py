@@ -1,0 +1,359 @@
+"""What any trainer of the host's needs to compose its training batches from the model's own embeddings: a mixin.
+
+The way of a plan: `ReplanCallback` says when, the `Replanner` fetches embeddings, asks the planner and hands the
+order to the `PlannedBatchSampler`. This module is what the host calls and what users override; the trainers
+themselves (`trainer`, `sparse_trainer`, `multi_vector_trainer`) say whose trainer and arguments they stand beside.
+
+A `CrossEncoder` has no trainer here: it scores pairs of texts and embeds none, so a batch is no set of negatives
+to be composed. Mine its negatives with an embedding model instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from transformers.trainer import TRAINER_STATE_NAME
+
+from gcbs_st.batches.checkpoint import last_whole_checkpoint, write_plan
+from gcbs_st.embeddings.source import EmbeddingSource
+from gcbs_st.embeddings.views import View, sentence_embedding
+from gcbs_st.planners.algorithms.clusters import clusters_at
+from gcbs_st.planners.base import abilities_of, configured, order_checked_rows
+from gcbs_st.ranks import wait_for_all
+from gcbs_st.rows.columns import TextColumn
+from gcbs_st.rows.row_ids import ROWS_KEY, number_rows
+from gcbs_st.rows.training_set import require_map_style
+from gcbs_st.training.arguments import PlanningArguments
+from gcbs_st.training.loading import PlannedLoading
+from gcbs_st.training.loss_facts import contrasts_rows, loss_scale
+from gcbs_st.training.loss_states import RowStates, find_row_losses
+from gcbs_st.training.model_card import MethodCallback
+from gcbs_st.training.refusals import refuse_model
+from gcbs_st.training.replan_callback import ReplanCallback
+from gcbs_st.training.replanner import Replanner
+from gcbs_st.training.row_memory import KeptRows
+
+logger = logging.getLogger(__name__)
+
+
+class PlannedTraining(PlannedLoading):
+    """Decides which rows train together, in front of one of the host's trainers.
+
+    Takes what the host's trainer takes. At the start of each epoch, and every `replan_steps` steps, the
+    rows are embedded with the model as it is, a planner orders them, and blocks of that order are the
+    batches. Loss, model and everything else stay the host's. With the host's own arguments our fields have
+    their defaults. To plan in a way of your own, override `plan_batches`.
+    """
+
+    training_args_class: type[PlanningArguments]
+
+    def __init__(
+        self, model: Any = None, args: Any = None, train_dataset: Any = None, *rest: Any, **kwargs: Any
+    ) -> None:
+        """Takes the host's arguments, by position or name.
+
+        Args:
+            model: as in the host.
+            args: of `training_args_class`, or the host's own.
+            train_dataset: a `Dataset` or `DatasetDict` of pairs, triplets or n-tuples of text.
+            rest: the host's further arguments, in its order.
+            kwargs: the host's further arguments, by name.
+
+        Raises:
+            TypeError: an IterableDataset, whose rows cannot be put in an order, with a loss that contrasts them.
+            ValueError: the model of another trainer; batches that another sampler composes, with such a loss; what the
+                host or `training_args_class` refuses.
+        """
+        refuse_model(model, type(self))
+        # Before the host, which refuses a stream without max_steps in its own words.
+        loss = kwargs.get("loss", rest[1] if len(rest) > 1 else None)
+        losses = list(loss.values()) if isinstance(loss, dict) else [loss]
+        if train_dataset is not None and any(one is None or contrasts_rows(one) for one in losses):
+            require_map_style(train_dataset)
+        if args is not None:
+            args = self.training_args_class.from_plain(args)
+        self.resume_folder: str | None = None
+        self._resumed_from: str | None = None
+        self._saves_checkpoint = False
+        self._run_folder: Path | None = None
+        self.kept_rows = KeptRows(self, super().collect_features)
+        self.began = 0.0
+        self._take_planner(args if args is not None else self.training_args_class("unused"))
+        super().__init__(model, args, train_dataset, *rest, **kwargs)
+        vars(self.args)["claimed"] = True
+        self.refuse_unplannable()
+        self.replanner = Replanner(self)
+        calls = (self._begin_training, self._begin_epoch, self.replanner.replan_tails, self._steps_an_epoch)
+        self.add_callback(ReplanCallback(*calls))
+        self.add_callback(MethodCallback(self))
+
+    # ---------------------------------------------------------------- for users to override
+
+    def plan_batches(
+        self, anchors: np.ndarray, positives: np.ndarray, batch_size: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Returns an order of the rows whose consecutive blocks are the batches. Override it to plan in your own way.
+
+        Called on the main process, with the rows that are to be drawn next.
+
+        Args:
+            anchors: (n, d) float32, unit rows.
+            positives: (n, d) float32, unit rows; row i is the positive of anchor i.
+            batch_size: rows a batch; n is a multiple of it.
+            rng: depends on seed, epoch and number of the plan alone.
+
+        Returns:
+            (n,) integers, a bijection of 0..n-1.
+        """
+        return order_checked_rows(self.planner, anchors, positives, batch_size, rng)
+
+    @property
+    def plans_differently(self) -> bool:
+        """Whether `plan_batches` is overridden, so that it may want embeddings whatever the planner."""
+        return type(self).plan_batches is not PlannedTraining.plan_batches
+
+    def planning_view(self) -> View:
+        """Returns what is planned on of the outputs of a pass; for trainers of models without a sentence embedding."""
+        return sentence_embedding
+
+    def as_trained(self, column: TextColumn, position: int) -> TextColumn:
+        """Returns a column with all that training says of its texts; for hosts that say more than prompt and route.
+
+        Args:
+            column: that is planned on, with its prompt and route.
+            position: among the columns of texts.
+        """
+        return column
+
+    # ---------------------------------------------------------------- what the host calls
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Returns the host's loader over samplers of ours; its batches carry the ids of their rows if anybody asks."""
+        self._renew_planner()
+        loader = super().get_train_dataloader()
+        losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
+        harvests = self.args.embedding_source == "harvest" and self.planned_samplers
+        if harvests or any(find_row_losses(loss) for loss in losses):
+            number_rows(loader)
+        return loader
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Trains as the host does; a resumed run draws the batches that the interrupted one would have drawn.
+
+        Args:
+            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `output_dir`, or
+                in the trial's own folder.
+            trial: of a hyper-parameter search.
+            args: the host's.
+            kwargs: the host's.
+
+        Returns:
+            The host's `TrainOutput`.
+
+        Raises:
+            ValueError: True was given, but there is no whole checkpoint.
+        """
+        self._run_folder = Path(str(self._get_output_dir(trial)))
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole_checkpoint(str(self._run_folder))
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"resume_from_checkpoint=True, but {self._run_folder} holds no checkpoint that was written to its "
+                    "end. Start without resuming."
+                )
+        self._resumed_from = resume_from_checkpoint or None
+        self.began = time.perf_counter()
+        try:
+            return super().train(resume_from_checkpoint, trial, *args, **kwargs)
+        finally:
+            self.kept_rows.close()
+            self._resumed_from = self._run_folder = None
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Computes the loss as the host does, tells it which rows it sees if it asks, and harvests their embeddings.
+
+        Args:
+            model: the host's.
+            inputs: a batch; one of the training loader holds the ids of its rows.
+            args: the host's.
+            kwargs: the host's.
+
+        Returns:
+            The host's loss.
+        """
+        rows = inputs.pop(ROWS_KEY, None)
+        if rows is None:
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        with self.kept_rows.watching(rows, self.state.global_step):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Any]], Any]:
+        """Returns the host's features and labels; each text of a training batch with a number beside it.
+
+        Args:
+            inputs: the host's.
+        """
+        features, labels = super().collect_features(inputs)
+        self.kept_rows.number(features)
+        return features, labels
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model, and in a checkpoint the plan in force.
+
+        The plan is written here, not in `on_save`: that event comes after the host has written the state
+        which makes a checkpoint whole, and after it has deleted older checkpoints, so a run killed in
+        between would be left with nothing to resume its batches from.
+
+        Args:
+            output_dir: the folder.
+            _internal_call: the host's.
+        """
+        # A user may save a model on one process, and under any name, so nothing is said to the other processes here.
+        if output_dir is None or not (self._saves_checkpoint and self.args.should_save):
+            super().save_model(output_dir, _internal_call)
+            return
+        # An earlier run in the same folder may have left a whole checkpoint of this step. Without its state
+        # it does not look whole while its other files are overwritten.
+        (Path(output_dir) / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        super().save_model(output_dir, _internal_call)
+        if not self.args.save_only_model:
+            self.kept_rows.save(Path(output_dir))
+            states = {name: sampler.state_dict() for name, sampler in self.planned_samplers.items()}
+            write_plan(output_dir, states, self.training_set_fingerprint())
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Saves a checkpoint as the host does, on all processes, after they have told each other what they know."""
+        if not self.args.save_only_model:
+            self.kept_rows.sync()
+        self._saves_checkpoint = True
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        finally:
+            self._saves_checkpoint = False
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs as the host does, and what there is to say of plans.
+
+        Beside the training loss that is the share of the negatives that a guarded loss masked, and at the end the share
+        of the time that went into plans.
+
+        Args:
+            logs: what is logged.
+            args: the host's.
+            kwargs: the host's.
+        """
+        masked = getattr(self.loss, "last_masked", None) if "loss" in logs else None
+        more = {} if masked is None else {"gcbs/masked": float(masked)}
+        if "train_runtime" in logs and self.kept_rows.source is not None and self.replanner.plans_made:
+            more["gcbs/time_share"] = self.time_share()
+        super().log({**logs, **more} if more else logs, *args, **kwargs)
+
+    def time_share(self) -> float:
+        """Returns the share of this run's time until now that went into embedding, harvesting and planning."""
+        return round(self.source.seconds / max(1e-9, time.perf_counter() - self.began), 4)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Saves this process's random numbers as the host does, and waits for the others'.
+
+        The main process goes on to write the state that makes a checkpoint whole.
+        """
+        super()._save_rng_state(output_dir)
+        wait_for_all(self.args.world_size)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """Returns the norm that the host logs, also of sparse gradients, on which its own computation fails."""
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if grad_norm is not None or not any(gradient.is_sparse for gradient in gradients):
+            return super()._get_grad_norm(model, grad_norm)
+        values = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+        return torch.nn.utils.get_total_norm(values)
+
+    # ---------------------------------------------------------------- small facts
+
+    @property
+    def source(self) -> EmbeddingSource:
+        """Where embeddings come from; there is one while the trainer trains."""
+        assert self.kept_rows.source is not None
+        return self.kept_rows.source
+
+    @property
+    def row_states(self) -> RowStates | None:
+        """The states that losses keep of rows, since the trainer first trained."""
+        return self.kept_rows.row_states
+
+    def _begin_training(self) -> None:
+        """Opens what is kept of rows; on all processes, where no user can come alone."""
+        # Again, where the host starts anew with smaller batches after it ran out of memory.
+        self.resume_folder = self._resumed_from
+        for name in self.planned_samplers:
+            self.check_clusters(name)
+        losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
+        if self.planned_samplers or any(find_row_losses(loss) for loss in losses):
+            self.kept_rows.open(self._run_folder or Path(str(self.args.output_dir)))
+
+    def check_clusters(self, name: str) -> None:
+        """Raises if a batch cannot be made of as many clusters as the planner is asked for.
+
+        Args:
+            name: of a dataset that is planned.
+
+        Raises:
+            ValueError: says what divides the batch.
+        """
+        size = self.contrast_size(name)
+        if size % self.clusters_at_end:
+            raise ValueError(
+                f"clusters_per_batch: got {self.clusters_at_end} with {size} rows that are contrasted with one another, "
+                f"expected a divisor of {size}, so that all clusters have the same number of rows."
+            )
+
+    def _begin_epoch(self, epoch: int, plan: bool) -> None:
+        self._mix_for_epoch(epoch)
+        if self.kept_rows.source is not None:
+            self.replanner.begin_epoch(epoch, plan)
+
+    def _take_planner(self, args: PlanningArguments) -> None:
+        self.planner = args.make_planner()
+        self.clusters_at_end: int = abilities_of(self.planner).clusters_per_batch or 1
+        self._planner_of = (args.planner, args.planner_options)
+
+    def _renew_planner(self) -> None:
+        """Makes the planner anew where a search for hyper-parameters changed the arguments that describe it."""
+        self.args.check_planning()
+        if self._planner_of != (self.args.planner, self.args.planner_options):
+            self._take_planner(self.args)
+
+    @contextmanager
+    def planner_for(self, name: str) -> Iterator[None]:
+        """Lets `planner` know, meanwhile, what it plans for and how far training has come; the user's is not changed.
+
+        Args:
+            name: of the dataset.
+
+        Yields:
+            Nothing.
+        """
+        own, size = self.planner, self.contrast_size(name)
+        settings: dict[str, Any] = {
+            "scale": loss_scale(self.loss_of(name), self.source.mean_square_norm(name)),
+            "epoch": self.planned_samplers[name].epoch,
+            "show_progress": not self.args.disable_tqdm and self.is_world_process_zero(),
+        }
+        if self.args.cluster_schedule == "curriculum":
+            done = self.state.global_step / max(1, self.state.max_steps)
+            settings["clusters_per_batch"] = clusters_at(done, size, self.clusters_at_end)
+        self.planner = configured(own, **settings)
+        try:
+            yield
+        finally:
+            self.planner = own

@@ -1,0 +1,96 @@
+"""The callback that says when to plan: at each epoch's start, and in mid-epoch every so many steps.
+
+Planning in `on_step_end` and not elsewhere is what makes a checkpoint whole: that event comes before
+evaluation and saving, so the checkpoint of a step holds the plan that the following steps draw from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from gcbs_st.training.arguments import GCBSTrainingArguments
+
+
+class ReplanCallback(TrainerCallback):
+    """Calls the trainer when a plan is due. Holds nothing but where in the run it is."""
+
+    def __init__(
+        self,
+        begin_training: Callable[[], None],
+        begin_epoch: Callable[[int, bool], None],
+        replan_tail: Callable[[bool], None],
+        steps_an_epoch: Callable[[], int],
+    ) -> None:
+        """Takes what to call.
+
+        Args:
+            begin_training: called once per run, before its first epoch.
+            begin_epoch: given the epoch and whether it is to be planned.
+            replan_tail: composes the rows that are not drawn yet anew; given whether they are to be planned.
+            steps_an_epoch: optimizer steps of a whole epoch.
+        """
+        self._begin_training = begin_training
+        self._begin_epoch = begin_epoch
+        self._replan_tail = replan_tail
+        self._steps_an_epoch = steps_an_epoch
+        self._epoch: int | None = None
+        self._first_step = 0
+
+    # The host's own callbacks are typed for its own arguments; ours are always of our class.
+    def on_train_begin(  # type: ignore[override]
+        self, args: GCBSTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forgets the epochs of an earlier call of `train`, and starts this one."""
+        self._epoch = None
+        self._begin_training()
+
+    def on_epoch_begin(  # type: ignore[override]
+        self, args: GCBSTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts the epoch. The first one of a resumed run may lie anywhere: 1.5 is the middle of epoch 1."""
+        self._first_step = state.global_step
+        if self._epoch is None:
+            self._epoch = int((state.epoch or 0.0) + 1e-6)
+            if not args.ignore_data_skip:  # which starts an interrupted epoch anew
+                self._first_step -= state.global_step % self._steps_an_epoch()
+        else:
+            self._epoch += 1
+        self._begin_epoch(self._epoch, self._plans(args, state))
+
+    def on_step_end(  # type: ignore[override]
+        self, args: GCBSTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Plans the rest of the epoch when it is due."""
+        step = state.global_step
+        warmed_up = step == args.planner_warmup_steps
+        interval = self.interval(args.replan_steps)
+        due = self._plans(args, state) and (warmed_up or (interval and (step - self._first_step) % interval == 0))
+        cools = step == args.cooldown_start(state.max_steps) and step > args.planner_warmup_steps
+        if due or cools:
+            # The plan is logged, and the host takes any log for the one that is due at this step.
+            should_log = control.should_log
+            self._replan_tail(not cools)
+            control.should_log = should_log
+
+    @staticmethod
+    def _plans(args: GCBSTrainingArguments, state: TrainerState) -> bool:
+        """Whether batches drawn from now on are planned ones."""
+        cooldown = args.cooldown_start(state.max_steps)
+        return args.planner_warmup_steps <= state.global_step and (cooldown is None or state.global_step < cooldown)
+
+    def interval(self, replan_steps: float) -> int:
+        """Returns the optimizer steps between plans, 0 for none in mid-epoch.
+
+        Args:
+            replan_steps: the field of the arguments: steps, or the share of an epoch below 1.
+
+        Returns:
+            Whole steps.
+        """
+        if replan_steps == 0 or replan_steps >= 1:
+            return int(replan_steps)
+        return max(1, math.ceil(replan_steps * self._steps_an_epoch()))

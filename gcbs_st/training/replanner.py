@@ -1,0 +1,268 @@
+"""What is done when a plan is due: rows that are left, their embeddings, the planner, and the order that comes of it.
+
+`ReplanCallback` says when; the trainer is asked for everything that belongs to it. All processes come here
+alike, the main one plans, with the others' help where the planner's work can be split, and all take its order.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gcbs_st.batches.checkpoint import read_plan
+from gcbs_st.batches.sampler import PlannedBatchSampler
+from gcbs_st.embeddings.source import Fetched
+from gcbs_st.planners import check_order, name_of
+from gcbs_st.planners.base import abilities_of, check_batches, check_pairs
+from gcbs_st.planners.estimate import estimate_quality
+from gcbs_st.planners.quality import PlanQuality
+from gcbs_st.ranks import agree, agree_on_rows, failing_together
+from gcbs_st.training.loss_facts import loss_scale, scores_dot_products
+from gcbs_st.training.parallel_planning import plan_with_all, splits_work
+
+logger = logging.getLogger(__name__)
+
+# Purposes of a sampler's generators.
+_PLAN, _SHUFFLE = 1, 2
+
+
+class Replanner:
+    """Plans the epochs of one trainer, and takes plans over from its checkpoints."""
+
+    def __init__(self, trainer: Any) -> None:
+        """Takes the trainer.
+
+        Args:
+            trainer: a `GCBSTrainer`.
+        """
+        self.trainer = trainer
+        self.plans_made = 0
+
+    def begin_epoch(self, epoch: int, plan: bool) -> None:
+        """Starts an epoch, with the plan of the checkpoint that the run resumes from or a new one.
+
+        Args:
+            epoch: counted from 0.
+            plan: make a plan; else the batches are random.
+        """
+        for sampler in self.trainer.planned_samplers.values():
+            sampler.begin_epoch(epoch)
+        self.trainer.source.sync()  # rows of two epochs must not wait side by side: which is newer would be left to chance
+        if self._restore(epoch) or not plan:
+            return
+        self.replan_tails()
+
+    def _restore(self, epoch: int) -> bool:
+        """Takes the plan of the checkpoint that the run resumes from, in its first epoch; whether it did."""
+        folder, self.trainer.resume_folder = self.trainer.resume_folder, None
+        if folder is None:
+            return False
+        self.trainer.source.load(Path(folder))
+        if self.trainer.row_states is not None:
+            self.trainer.row_states.load(Path(folder))
+        if self.trainer.args.ignore_data_skip:
+            return False
+        try:
+            states, fingerprint = read_plan(folder)
+            if fingerprint != self.trainer.training_set_fingerprint() or set(states) != set(
+                self.trainer.planned_samplers
+            ):
+                raise ValueError("it was made for another training set")
+            for name, state in states.items():
+                self.trainer.planned_samplers[name].load_state_dict(state)
+        except (KeyError, TypeError, ValueError) as error:
+            logger.warning(
+                "The plan of %s cannot be resumed: %s. This epoch is planned anew: its batches are not those of "
+                "the interrupted run, so some rows may be drawn twice or not at all in this epoch.",
+                folder,
+                error,
+            )
+            restored = False
+        else:
+            # Saved at an epoch's end: the next epoch is planned anew, as it was to be.
+            restored = all(sampler.epoch == epoch for sampler in self.trainer.planned_samplers.values())
+        if not restored:
+            for sampler in self.trainer.planned_samplers.values():
+                sampler.begin_epoch(epoch)
+        return restored
+
+    def replan_tails(self, plan: bool = True) -> None:
+        """Plans the rows of all datasets that are not drawn yet.
+
+        Args:
+            plan: make plans; else the batches are random.
+        """
+        for index, name in enumerate(self.trainer.planned_samplers):
+            self._replan_tail(name, index, plan)
+
+    def _replan_tail(self, name: str, index: int, plan: bool) -> None:
+        """Plans the rows of one dataset that are not drawn yet, in whole steps of all ranks."""
+        sampler, ranks = self.trainer.planned_samplers[name], self.trainer.args.world_size
+        start = sampler.cursor
+        # The batches that do not fill a step of all ranks are never drawn. They stay at the end as they
+        # are, random rows, so that it is not always the end of a plan that is lost.
+        steps = (len(sampler) - start) // ranks
+        if steps * ranks < 2:
+            return
+        stop = (start + steps * ranks) * sampler.batch_size
+        tail = sampler.order[start * sampler.batch_size :].copy()
+        planned = stop - start * sampler.batch_size
+        able, rng = abilities_of(self.trainer.planner), sampler.rng(_PLAN, sampler.plan_count, index)
+        if not plan or not (able.needs_embeddings or self.trainer.plans_differently):
+            new = self._separated(rng.permutation(np.sort(tail[:planned])), name)  # needs no embeddings
+        else:
+            # In the order of their ids, so that a plan depends on which rows are left and not on their last order.
+            # Where rows recur while others wait there are all of them to choose from, drawn before or not.
+            once = able.covers_each_row_once
+            rows = np.sort(tail[:planned]) if once else np.arange(sampler.rows)
+            began, harvesting = time.perf_counter(), self.trainer.source.seconds
+            fetched = self.trainer.source.fetch(name, rows, self.trainer.state.global_step, everything=not once)
+            seconds = time.perf_counter() - began
+            self.trainer.source.seconds = harvesting + seconds
+            size = self.trainer.contrast_size(name)
+            if not agree(len(fetched.rows) >= 2 * size, ranks):
+                return
+            new = np.empty(planned, np.int64)
+            with failing_together("planning", ranks), self.trainer.planner_for(name):
+                if self.trainer.is_world_process_zero():
+                    new = self.plan_rows(name, fetched, tail[:planned], rng, seconds)[:planned]
+                elif self._splits_work():
+                    self._order(None, size, rng)
+            new = agree_on_rows(new, ranks, self.trainer.args.device)
+        tail[:planned] = self._shuffled(new, sampler, ranks) if self.trainer.args.shuffle_planned_batches else new
+        sampler.replace_tail(tail, start, repeats=not able.covers_each_row_once)
+
+    def plan_rows(
+        self, name: str, fetched: Fetched, tail: np.ndarray, rng: np.random.Generator, embed_seconds: float
+    ) -> np.ndarray:
+        """Plans the rows that there are embeddings of, keeps what must not meet apart, and logs what came of it.
+
+        Args:
+            name: of the dataset.
+            fetched: its rows that there are embeddings of, at least two batches.
+            tail: (m,) all rows to be ordered, as they are ordered now.
+            rng: of this plan.
+            embed_seconds: what the embeddings cost.
+
+        Returns:
+            (m,) the rows in their new order; any rows where the planner does not cover each once.
+        """
+        planner, size = self.trainer.planner, self.trainer.contrast_size(name)
+        began = time.perf_counter()
+        once = abilities_of(planner).covers_each_row_once
+        rows, anchors, positives = (
+            fetched.rows,
+            fetched.arrays[0],
+            fetched.arrays[-1],
+        )  # one if one column is planned on
+        if once and (rest := len(rows) % size):
+            keep = np.sort(rng.choice(len(rows), len(rows) - rest, replace=False))
+            rows, anchors, positives = rows[keep], anchors[keep], positives[keep]
+        pairs = check_pairs(anchors, positives, size)
+        order = self._order(pairs, size, rng)
+        if not once:
+            new = rows[check_batches(order, len(rows), size, repr(planner))]
+            if (shared := self.trainer.planned_samplers[name].shared_values) is not None:
+                new = shared.replace_clashing(new, size, rng)
+        else:
+            # Rows without embeddings fill batches of their own, in the order that they had.
+            new = rows[check_order(order, len(rows), repr(planner))]
+            new = self._separated(np.concatenate([new, tail[~np.isin(tail, rows)]]), name)
+        quality = self._measure(name, rows, pairs, new, size)
+        plan_seconds = time.perf_counter() - began
+        self.trainer.source.seconds += plan_seconds
+        self.plans_made += 1
+        record: dict[str, float] = {} if quality is None else quality.logged()
+        record |= {
+            "planned_rows": len(order),
+            "embed_seconds": round(embed_seconds, 4),
+            "plan_seconds": round(plan_seconds, 4),
+            "time_share": self.trainer.time_share(),
+        }
+        if len(fetched.ages):
+            record |= {"embedding_age": float(fetched.ages.mean()), "embedding_age_max": float(fetched.ages.max())}
+        self._report(name, record)
+        prefix = f"gcbs/{name}/" if name else "gcbs/"
+        self.trainer.log({prefix + key: value for key, value in record.items()})
+        return new
+
+    def _measure(
+        self, name: str, rows: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], new: np.ndarray, size: int
+    ) -> PlanQuality | None:
+        """The quality of the batches whose rows all have embeddings; None if there is no such batch, or no pair in them."""
+        blocks = new[: len(new) // size * size].reshape(-1, size)
+        measured = np.searchsorted(rows, blocks[np.isin(blocks, rows).all(axis=1)].ravel())
+        are_pairs = self._are_pairs(name, rows)
+        if not len(measured) or (are_pairs is not None and not are_pairs[measured].any()):
+            return None
+        scale = loss_scale(self.trainer.loss_of(name), self.trainer.source.mean_square_norm(name))
+        return estimate_quality(*pairs, measured, size, scale=scale, are_pairs=are_pairs)
+
+    def _are_pairs(self, name: str, rows: np.ndarray) -> np.ndarray | None:
+        """(m,) bool, False for rows whose label says that their texts do not belong together; None without labels."""
+        dataset = self.trainer.source.parts[name].dataset
+        labels = [one for one in self.trainer.data_collator.valid_label_columns if one in dataset.column_names]
+        if not labels:
+            return None
+        values = np.asarray(dataset.with_format(None)[labels[0]][:])
+        return values[rows] > 0 if values.ndim == 1 and np.issubdtype(values.dtype, np.number) else None
+
+    def _report(self, name: str, record: dict[str, float]) -> None:
+        """One line for each plan, and one per run where the plan does not see all that the loss does."""
+        columns = self.trainer.source.parts[name].columns
+        if scores_dot_products(self.trainer.loss_of(name)):
+            self.trainer.warn_once(
+                f"dot products of {name}",
+                "%s scores with dot products, but plans go by cosines: the norms of the embeddings move no row. What is "
+                "logged of plans is of cosines times the mean squared norm, as if all embeddings were of that norm.",
+                type(self.trainer.loss_of(name)).__name__,
+            )
+        logger.info(
+            "Planned %d rows of %s with %s on %s: embedding %.1f s, planning %.1f s%s.",
+            record["planned_rows"],
+            name or "the training set",
+            name_of(self.trainer.planner),
+            " and ".join(column.name for column in columns),
+            record["embed_seconds"],
+            record["plan_seconds"],
+            f", closed {record['closed']:.2f}" if "closed" in record else "",
+        )
+
+    def _splits_work(self) -> bool:
+        """Whether all processes plan; a user's own `plan_batches` is promised all rows, on the main one."""
+        return not self.trainer.plans_differently and splits_work(self.trainer.planner, self.trainer.args.world_size)
+
+    def _order(
+        self, pairs: tuple[np.ndarray, np.ndarray] | None, batch_size: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """The planner's order on the main process; the others come here, without rows, if they are to help."""
+        if not self._splits_work():
+            assert pairs is not None
+            return np.asarray(self.trainer.plan_batches(*pairs, batch_size, rng))
+        args = self.trainer.args
+        return plan_with_all(
+            self.trainer.planner, pairs, batch_size, rng, processes=args.world_size, device=args.device
+        )
+
+    def _separated(self, order: np.ndarray, name: str) -> np.ndarray:
+        """The order with rows that share a text or group apart, as far as can be."""
+        sampler = self.trainer.planned_samplers[name]
+        shared, sizes = sampler.shared_values, (sampler.contrast_size, sampler.batch_size)
+        if shared is None:
+            return order
+        separated = shared.separate_for(order, *sizes)
+        # The former batches of these rows, if they were better, and nobody who asks for no duplicates gets any.
+        start = sampler.cursor * sampler.batch_size
+        former = sampler.order[start : start + len(order)]
+        if self.trainer.args.no_duplicates and shared.clashes(separated, sizes[1]):
+            return separated if shared.clashes(former, sizes[1]) else former.copy()
+        return separated
+
+    def _shuffled(self, order: np.ndarray, sampler: PlannedBatchSampler, ranks: int) -> np.ndarray:
+        """Batches in random order; the batches that the ranks draw in one step stay side by side."""
+        steps = order.reshape(-1, ranks * sampler.batch_size)
+        return sampler.rng(_SHUFFLE, sampler.plan_count).permutation(steps).ravel()

@@ -1,0 +1,199 @@
+"""What one call of `train` keeps of rows: their embeddings for plans, and the states that losses keep of them.
+
+In: the ids of a batch's rows, as the training loader hands them out. Both are opened when the loader is made, told
+which rows pass the model, saved in checkpoints, and closed when training ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gcbs_st.embeddings.encode import preserved_state
+from gcbs_st.embeddings.source import EMBEDDINGS_FOLDER, EmbeddingSource, SourceOptions
+from gcbs_st.ranks import on_one_node
+from gcbs_st.rows.columns import refuse_numbers, text_columns, text_names
+from gcbs_st.rows.training_set import TrainingPart, parts_of, planned_names
+from gcbs_st.training.loss_facts import needs_pairs
+from gcbs_st.training.loss_states import RowStates
+
+# Tokens of a forward pass without gradients: a few hundred MB for a base model.
+_PASS_TOKENS, _PASS_TEXTS, _STATIC_TEXTS = 2**16, 128, 1024
+
+
+class KeptRows:
+    """The source of embeddings and the states of losses, of one trainer; both are there while it trains."""
+
+    def __init__(self, trainer: Any, collect_features: Callable[[dict[str, Any]], tuple[list[Any], Any]]) -> None:
+        """Takes whose rows they are.
+
+        Args:
+            trainer: that plans its batches.
+            collect_features: the host's, which makes a loss's features of a batch.
+        """
+        self.trainer, self._collect_features = trainer, collect_features
+        self.source: EmbeddingSource | None = None
+        self.row_states: RowStates | None = None
+        self._texts: dict[str, list[str]] = {}
+
+    def open(self, folder: Path) -> None:
+        """Starts anew with the rows of the training set. To be called by all processes.
+
+        Args:
+            folder: of the run.
+
+        Raises:
+            ValueError: columns that cannot be planned on, or states of a loss that are of other rows.
+        """
+        self.close()
+        trainer, args = self.trainer, self.trainer.args
+        parts = self._parts()
+        sizes = {name: len(part.dataset) for name, part in parts.items()}
+        self.row_states = RowStates(trainer.loss, sizes, self._features_of, seed=args.seed, processes=args.world_size)
+        harvest = args.embedding_source == "harvest"
+        self.source = EmbeddingSource(
+            trainer.model,
+            parts,
+            self._source_options(folder),
+            fingerprint=trainer.training_set_fingerprint() if harvest else "",
+            processes=args.world_size,
+            is_main=trainer.is_world_process_zero(),
+            device=args.device,
+            autocast=trainer.accelerator.autocast,
+        )
+
+    def close(self) -> None:
+        """Stops watching the model. The states of the losses stay in the losses."""
+        if self.source is not None:
+            self.source.close()
+        if self.row_states is not None:
+            self.row_states.close()
+        self.source = None
+
+    @contextmanager
+    def watching(self, rows: np.ndarray, step: int) -> Iterator[None]:
+        """Tells the losses which rows pass, and harvests what passes, meanwhile.
+
+        Args:
+            rows: (B,) ids of the batch's rows in the concatenated datasets.
+            step: optimizer steps taken so far.
+
+        Yields:
+            Nothing.
+        """
+        if self.source is None or self.row_states is None:
+            yield
+            return
+        with self.row_states.telling(rows), self.source.watching(rows, step):
+            yield
+
+    def number(self, features: Sequence[dict[str, Any]]) -> None:
+        """Puts a number beside each text of a training batch, if it is harvested.
+
+        Args:
+            features: of each text column.
+        """
+        if self.source is not None:
+            self.source.number(features)
+
+    def sync(self) -> None:
+        """Brings what all processes know together. To be called by all of them, before one of them saves."""
+        if self.source is not None:
+            self.source.sync()
+        if self.row_states is not None:
+            self.row_states.merge(self.trainer.args.device)
+
+    def save(self, folder: Path) -> None:
+        """Writes into a checkpoint; on one process.
+
+        Args:
+            folder: the checkpoint's.
+        """
+        if self.source is not None:
+            self.source.save(folder)
+        if self.row_states is not None:
+            self.row_states.save(folder)
+
+    def _parts(self) -> dict[str, TrainingPart]:
+        trainer, parts = self.trainer, {}
+        labels = trainer.data_collator.valid_label_columns
+        planned = planned_names(trainer.args.planner_columns, trainer.train_dataset)
+        for name, dataset in parts_of(trainer.train_dataset).items():
+            self._texts[name] = text_names(dataset, labels)
+            if name not in trainer.planned_samplers:
+                parts[name] = TrainingPart(dataset, (), ())
+                continue
+            if len(self._texts[name]) == 1 and needs_pairs(loss := trainer.loss_of(name)):
+                raise ValueError(
+                    f"the training set{f' {name!r}' if name else ''} has the text columns {self._texts[name]}, but "
+                    f"{type(loss).__name__} needs at least two (anchor and positive). For unsupervised training give the "
+                    "same sentence twice, as columns anchor and positive."
+                )
+            columns = text_columns(
+                dataset,
+                label_columns=labels,
+                prompts=trainer.args.prompts,
+                router_mapping=trainer.args.router_mapping,
+                dataset_name=name or None,
+                names=planned[name],
+            )
+            self._rehearse(dataset, self._texts[name], name or None)
+            positions = [self._texts[name].index(column.name) for column in columns]
+            columns = [trainer.as_trained(*pair) for pair in zip(columns, positions, strict=True)]
+            parts[name] = TrainingPart(dataset, columns, positions)
+        return parts
+
+    def _rehearse(self, dataset: Any, texts: Sequence[str], name: str | None) -> None:
+        """Lets the host warn of columns, and fail on them, before the rows are embedded and not after."""
+        with preserved_state(self.trainer.model):
+            refuse_numbers(dataset, texts, name)
+            if self._collates_as_host():
+                self.trainer.data_collator([dataset[0]])
+
+    def _collates_as_host(self) -> bool:
+        """Whether texts reach the model as they stand in the columns; a collator of the user's may change them."""
+        return type(self.trainer.data_collator) is self.trainer.data_collator_class
+
+    def _source_options(self, folder: Path) -> SourceOptions:
+        """How rows are embedded.
+
+        Several processes keep embeddings in files if they see the same ones, and in the memory of the one that plans
+        if they do not, whatever the arguments say.
+        """
+        trainer, args = self.trainer, self.trainer.args
+        in_files = args.embedding_storage == "disk" if args.world_size == 1 else on_one_node(args.world_size)
+        # Static models have no limit, and take as many texts as anybody has.
+        length = getattr(trainer.model, "max_seq_length", None) or math.inf
+        texts = _STATIC_TEXTS if math.isinf(length) else max(8, min(_PASS_TEXTS, _PASS_TOKENS // int(length)))
+        return SourceOptions(
+            harvest=args.embedding_source == "harvest",
+            first_plan=args.first_plan,
+            max_age=args.embedding_max_age,
+            budget=args.embedding_budget,
+            dtype=args.embedding_dtype,
+            folder=folder / EMBEDDINGS_FOLDER if in_files or args.embedding_storage == "disk" else None,
+            batch_size=args.embedding_batch_size or texts,
+            show_progress=not args.disable_tqdm,
+            view=trainer.planning_view(),
+            collate=None if self._collates_as_host() else self._collate,
+        )
+
+    def _collate(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The features of rows, one mapping for each text column, as the training loader and the host make them."""
+        inputs = self.trainer._prepare_inputs(self.trainer.data_collator(examples))
+        inputs.pop("dataset_name", None)
+        return self._collect_features(inputs)[0]
+
+    def _features_of(self, name: str, rows: np.ndarray, column: int) -> dict[str, Any]:
+        """The features of some rows of one text column of the loss, as the training loader and the host make them."""
+        assert self.source is not None
+        block = self.source.parts[name].dataset[rows]
+        kept = {self._texts[name][column], "dataset_name"}
+        values = {key: block[key] for key in block if key in kept}
+        examples = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+        return self._collate(examples)[0]
