@@ -1,6 +1,6 @@
 # make quickstart   create the environment and run the main job
 # make test         create the environment if need be and run the tests
-# make check        formatting, lint and types
+# make check        formatting, lint, types and docstrings
 # make slow         the tests that take minutes
 # make oldest       the tests that concern training, with the oldest versions that are supported, in .venv-oldest
 # make newest       the same with the newest that there are, in .venv-newest
@@ -32,6 +32,7 @@ check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/pydoclint -q gcbs_st
 
 # From the lock: an environment that takes the newest of everything breaks without any change of ours.
 $(INSTALLED): pyproject.toml $(LOCK)

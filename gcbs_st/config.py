@@ -1,4 +1,4 @@
-"""A YAML file and `--set a.b=value` in, a frozen configuration out; what is unknown or of a wrong type is refused."""
+"""Reads YAML files and `--set a.b=value` into frozen dataclasses; refuses unknown keys and wrong types."""
 
 from __future__ import annotations
 
@@ -20,19 +20,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """What is trained on; the arguments of `gcbs_st.corpora.corpus.load_corpus`.
-
-    Attributes:
-        source: a file, a folder saved by datasets, a hub name, `docstrings`, or `code`.
-        name: the hub data set's configuration.
-        data_files: the file of a hub data set that is read, where it holds several.
-        split: of a hub data set, a saved DatasetDict, or `code`.
-        columns: the columns that hold anchor, positive and negatives, in this order; None for the obvious ones.
-        group: a column whose equal values mark rows that are positives of each other.
-        distributions: the Python distributions that `docstrings` and `code` read; None for all installed.
-        max_rows: keep the first so many rows; None for all.
-        held_out: pairs that are kept back to measure retrieval; 0 for none.
-    """
+    """The arguments of `gcbs_st.corpora.corpus.load_corpus`; `held_out` pairs are kept back to measure retrieval."""
 
     source: str
     name: str | None = None
@@ -47,18 +35,7 @@ class CorpusConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is trained; the arguments of `gcbs_st.models.load.load_model`.
-
-    Attributes:
-        name: a hub name, a folder, or `package:DISTRIBUTION`.
-        static: keep only the word vectors.
-        layers: keep the first so many layers; None for all.
-        pooling: in place of the model's own; None to keep it.
-        max_seq_length: tokens; None to keep the model's own.
-        head: "training" or "kept" for SimCSE's dense layer after the pooling; None for none.
-        sparse_gradients: of a static model's word table, trained with SparseAdam.
-        split_identifiers: the tokenizer takes `parseHTTPHeader` and `parse_http_header` apart into words.
-    """
+    """The arguments of `gcbs_st.models.load.load_model`, and whether static models train with sparse gradients."""
 
     name: str
     static: bool = False
@@ -72,12 +49,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised.
-
-    Attributes:
-        name: a loss class of `gcbs_st.losses` or of sentence-transformers.
-        options: its keyword arguments besides the model.
-    """
+    """A loss class of `gcbs_st.losses` or of sentence-transformers, and its keyword arguments besides the model."""
 
     name: str = "MultipleNegativesRankingLoss"
     options: dict[str, Any] = field(default_factory=dict)
@@ -85,12 +57,10 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class MineConfig:
-    """Hard negatives that the host's `mine_hard_negatives` finds once, before training, with the untrained model.
+    """Arguments of the host's `mine_hard_negatives`, run once before training with the untrained model.
 
-    Attributes:
-        num_negatives: of each row.
-        relative_margin: a negative scores at most the positive's score less this share of it; None for no bound.
-        range_max: how many of the nearest texts are candidates; None for the host's choice.
+    A negative scores at most the positive's score less a share `relative_margin` of it, None for no bound; the nearest
+    `range_max` texts are candidates.
     """
 
     num_negatives: int = 1
@@ -100,13 +70,9 @@ class MineConfig:
 
 @dataclass(frozen=True)
 class ArmConfig:
-    """One way of training that a comparison compares.
+    """One way of training in a comparison; `train` and `loss` override those of the experiment.
 
-    Attributes:
-        train: fields over those of `train`.
-        loss: in place of the experiment's; None for the experiment's.
-        mine: hard negatives that are mined before training; None for none.
-        host: trained by the host's own trainer and batch sampler; `train` then holds no field of ours.
+    With `host` the host's own trainer and batch sampler train, and `train` holds no field of ours.
     """
 
     train: dict[str, Any] = field(default_factory=dict)
@@ -117,13 +83,10 @@ class ArmConfig:
 
 @dataclass(frozen=True)
 class CodeSearchConfig:
-    """Code search as what is measured: pairs of query and function, each query ranking all functions of its split.
+    """Pairs of query and function; each query ranks all functions of its split. `dev` chooses settings.
 
-    Attributes:
-        dev: pairs that settings and checkpoints are chosen by.
-        test: pairs that are scored at the end; None for none.
-        functions: whose first column of texts joins the functions of both; None for none.
-        cosqa: a folder with CoSQA's functions and dev queries, scored beside the test; None for none.
+    The first text column of `functions` joins the functions of both splits. `cosqa` is a folder with CoSQA's functions
+    and dev queries, scored beside the test.
     """
 
     dev: CorpusConfig
@@ -134,14 +97,7 @@ class CodeSearchConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured: STS (see `gcbs_st.evaluation.sts_tasks.load_sts_tasks`), or code search in its place.
-
-    Attributes:
-        sts: a folder of STS files, `hub`, or `package` for the packaged STS-B.
-        code_search: in place of STS; None for STS.
-        splits: which splits are scored.
-        batch_size: texts a forward pass.
-    """
+    """What is measured: STS, from a source of `gcbs_st.evaluation.sts_tasks`, or code search in its place."""
 
     sts: str = "package"
     code_search: CodeSearchConfig | None = None
@@ -155,13 +111,9 @@ class ExperimentConfig:
 
     Attributes:
         output: folder of the experiment; each run has a folder in it.
-        corpus: what is trained on.
-        model: what is trained.
-        loss: what is minimised.
-        evaluation: what is measured.
         train: fields of `GCBSTrainingArguments`, the same for all runs.
         runs: name of a run -> the fields of `train` in which it differs.
-        arms: further ways of training, for `scripts/compare.py` alone, which may differ in more than that.
+        arms: further ways of training, which may differ in more; only `gcbs-st compare` reads them.
     """
 
     output: str
@@ -186,54 +138,87 @@ _Loader.add_implicit_resolver(
 
 
 def load_config(file: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Returns the configuration that a file and the command line describe.
+    """Returns the configuration that a file and the command line describe; what neither names has its default.
 
-    Args:
-        file: YAML with the keys of `ExperimentConfig`.
-        overrides: `a.b=value` each, the value in YAML; they win over the file.
-
-    Returns:
-        The configuration; what neither names has its default.
-
-    Raises:
-        ConfigError: a file that is not there or not YAML, an unknown key, a missing one, a wrong type.
+    `file` has the keys of `ExperimentConfig`, and perhaps `extends: FILE`; or it is the name of a configuration that
+    comes with the package, such as `quickstart` or `papers/cosqa_unixcoder`. A file of that name wins. `overrides` are
+    `a.b=value` each, the value in YAML; they win over the file. Whatever is wrong raises a ConfigError.
     """
-    path = Path(file)
-    if not path.is_file():
-        raise ConfigError(f"config: the file {path} does not exist.")
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config: {path} is not YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(
-            f"config: {path} holds {type(raw).__name__}, expected a mapping with the keys {_keys(ExperimentConfig)}."
-        )
-    for override in overrides:
-        _apply(raw, override)
+    raw = _read(_find(file))
+    for entry in overrides:
+        _apply(raw, entry)
     config = build(ExperimentConfig, raw)
     if not config.runs:
         raise ConfigError("runs: got none, expected at least one name of a run with the fields of train it changes.")
     return config
 
 
+def packaged_configs() -> dict[str, Path]:
+    """Returns the configurations that come with the package: name -> file."""
+    folder = Path(__file__).with_name("configs")  # where the wheel has them
+    if not folder.is_dir():
+        folder = Path(__file__).parents[1] / "configs"  # the repository
+    files = sorted(folder.rglob("*.yaml"), key=lambda file: (file.parent != folder, file))
+    # Those with an underscore are what others extend, and no experiments.
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files if file.name[0] != "_"}
+
+
 def override(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
-    """Returns a configuration with some keys changed.
-
-    Args:
-        config: is not changed.
-        overrides: `a.b=value` each, as in `load_config`.
-
-    Returns:
-        The changed configuration.
-
-    Raises:
-        ConfigError: an unknown key or a value of a wrong type.
-    """
+    """Returns a copy of a configuration with some keys changed, each by `a.b=value` as in `load_config`."""
     raw = asdict(config)
     for entry in overrides:
         _apply(raw, entry)
     return build(ExperimentConfig, raw)
+
+
+def _find(file: str | Path) -> Path:
+    if Path(file).is_file():
+        return Path(file)
+    packaged = packaged_configs()
+    name = Path(file).as_posix().removesuffix(".yaml")
+    if name not in packaged:
+        names = ", ".join(packaged)
+        raise ConfigError(f"config: {file} does not exist, and is none of the package's configurations: {names}.")
+    return packaged[name]
+
+
+def _read(file: Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The mapping of a file, merged over that of the file that it extends."""
+    if (own := file.resolve()) in extending:
+        chain = " -> ".join(map(str, (*extending[extending.index(own) :], own)))
+        raise ConfigError(f"extends: these extend each other in a circle: {chain}.")
+    try:
+        raw = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: {file} is not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        keys = _keys(ExperimentConfig)
+        raise ConfigError(f"config: {file} holds {type(raw).__name__}, expected a mapping with the keys {keys}.")
+    if "extends" not in raw:
+        return raw
+    name = raw.pop("extends")
+    if not isinstance(name, str):
+        raise ConfigError(f"extends: got {name!r} in {file}, expected the path of a file.")
+    base = file.parent / name
+    if not base.is_file():
+        raise ConfigError(f"extends: {file} extends {base}, which does not exist.")
+    return _merge(_read(base, (*extending, own)), raw)
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The base with mappings merged key by key and other values replaced; null drops an entry of runs or arms."""
+    merged = dict(base)
+    for key, value in changes.items():
+        where = _join(path, key)
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value, where)
+        elif value is None and path in ("runs", "arms"):
+            if key not in merged:
+                raise ConfigError(f"{where}: null drops an entry of the extended file, which has none of that name.")
+            del merged[key]
+        else:
+            merged[key] = value
+    return merged
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -253,18 +238,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 
 def build(config_class: type[ConfigClass], raw: Mapping[str, Any], path: str = "") -> ConfigClass:
-    """Returns a configuration object made from a mapping.
+    """Returns one of the dataclasses of this module, made from a mapping that stands at `path` of the whole.
 
-    Args:
-        config_class: one of the dataclasses of this module.
-        raw: its keys and values.
-        path: of this mapping within the whole, for the messages.
-
-    Returns:
-        The object.
-
-    Raises:
-        ConfigError: an unknown key, a missing one, or a value of a wrong type.
+    Raises a ConfigError that names the path of a key that is unknown, missing, or of a wrong type.
     """
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path}: got {raw!r}, expected a mapping with the keys {_keys(config_class)}.")
@@ -298,11 +274,8 @@ def _convert(expected: Any, value: Any, path: str) -> Any:
             continue
         if kind is list and not all(isinstance(item, get_args(option)[0]) for item in value):
             continue
-        if (
-            kind is dict
-            and get_args(get_args(option)[1])[:1] == (str,)
-            and not all(isinstance(v, dict) for v in value.values())
-        ):
+        of_dicts = kind is dict and get_args(get_args(option)[1])[:1] == (str,)
+        if of_dicts and not all(isinstance(entry, dict) for entry in value.values()):
             continue
         return value
     names = " or ".join(getattr(option, "__name__", str(option)).replace("NoneType", "null") for option in options)

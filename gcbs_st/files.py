@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -18,12 +20,7 @@ if TYPE_CHECKING:  # takes seconds to import, which those who only write a text 
 
 
 def save_model(model: SentenceTransformer, folder: Path) -> None:
-    """Writes a model beside its folder and renames it, so that a folder that is there is whole.
-
-    Args:
-        model: to be saved.
-        folder: where; an older model there is replaced.
-    """
+    """Writes a model beside its folder and renames it, so that the folder is whole whenever it is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     # In a folder that nobody else makes; the model's own folder in it has the rights of any new one.
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as private:
@@ -34,56 +31,40 @@ def save_model(model: SentenceTransformer, folder: Path) -> None:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Writes JSON under a temporary name and renames it.
-
-    Args:
-        file: the target; its folder is made.
-        content: what `json.dumps` takes.
-    """
+    """Writes JSON as `write_text` does."""
     write_text(file, json.dumps(content, indent=2) + "\n")
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes a text, in UTF-8, under a temporary name and renames it.
-
-    Args:
-        file: the target; its folder is made.
-        text: its content.
-    """
+    """Writes a text in UTF-8 as `write_bytes` does."""
     write_bytes(file, text.encode("utf-8"))
 
 
 def write_bytes(file: Path, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it; what cannot be written leaves nothing behind.
+    """Writes a file as `whole_file` does."""
+    with whole_file(file) as staged:
+        staged.write(content)
 
-    Args:
-        file: the target; its folder is made.
-        content: all of it.
 
-    Raises:
-        OSError: it cannot be written, for want of room or leave.
+@contextmanager
+def whole_file(target: Path) -> Iterator[BinaryIO]:
+    """Opens a file for bytes that appears under its name when the block has ended; makes its folder.
+
+    Whatever ends the block early leaves neither a part of the file nor a temporary one, and an older file as it was.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False, suffix=".tmp") as staged:
-        try:
-            staged.write(content)
-        except OSError:
-            os.unlink(staged.name)
-            raise
-    os.chmod(staged.name, 0o644)
-    os.replace(staged.name, file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A plain new file, so that it gets the rights that the user's umask gives; named so that nobody else writes to it.
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(file: Path, kind: type[Any]) -> Any:
-    """Returns what a JSON file holds.
-
-    Args:
-        file: that is there or is not.
-        kind: dict or list.
-
-    Raises:
-        ValueError: it is not there, not JSON, or something else than that; the message names it.
-    """
+    """Returns the dict or list of a JSON file; raises a ValueError that names a file that is missing or damaged."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -96,35 +77,16 @@ def read_json(file: Path, kind: type[Any]) -> Any:
 
 
 def write_arrays(target: Path, arrays: Mapping[str, np.ndarray], described: Any) -> None:
-    """Writes arrays and what they are under a temporary name and renames it.
-
-    Args:
-        target: the file, whose folder is made if it is not there.
-        arrays: by name; "state" is taken.
-        described: anything that JSON holds.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".npz.tmp")
-    try:
-        with temporary.open("wb") as file:
-            named: Any = {"state": np.array(json.dumps(described)), **arrays}
-            np.savez(file, **named)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes arrays by name ("state" is taken) and their description under a temporary name and renames it."""
+    named: Any = {"state": np.array(json.dumps(described)), **arrays}
+    with whole_file(target) as file:
+        np.savez(file, **named)
 
 
 def read_arrays(file: Path) -> tuple[dict[str, np.ndarray], Any]:
-    """Returns what `write_arrays` wrote.
+    """Returns the arrays and the description that `write_arrays` wrote.
 
-    Args:
-        file: the file.
-
-    Returns:
-        The arrays by name, and what they are.
-
-    Raises:
-        ValueError: the file is not there or is damaged; the message says which.
+    Raises a ValueError that says whether the file is missing or damaged.
     """
     if not file.is_file():
         raise ValueError(f"{file} is not there")

@@ -1,8 +1,7 @@
-"""What the processes of a run tell each other: the only module with collectives.
+"""What the ranks of a run tell each other: the only module with collectives.
 
-They are accelerate's, and torch's own where accelerate has none.
-
-Every function is to be called by all processes alike, and costs nothing where there is one.
+They are accelerate's, and torch's own where accelerate has none. Every function has to be called by all ranks
+alike, and costs nothing where there is one.
 """
 
 from __future__ import annotations
@@ -21,46 +20,29 @@ from accelerate.utils import broadcast, broadcast_object_list, gather, gather_ob
 
 Value = TypeVar("Value")
 
-# All processes receive what is gathered and all but one drop it: so many rows at a time.
+# All ranks receive what is gathered and all but one drop it: so many rows at a time.
 _GATHERED_ROWS = 8192
 
 
-def on_one_node(processes: int) -> bool:
-    """Returns whether all processes run on this node, and so see the same files.
-
-    Args:
-        processes: of the run.
-    """
-    return processes == 1 or int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == processes
+def on_one_node(ranks: int) -> bool:
+    """Returns whether all ranks run on this node, and so see the same files."""
+    return ranks == 1 or int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == ranks
 
 
-def wait_for_all(processes: int) -> None:
-    """Returns when every process has come here.
-
-    Args:
-        processes: of the run.
-    """
-    if processes > 1:
+def wait_for_all(ranks: int) -> None:
+    """Waits until every process gets here."""
+    if ranks > 1:
         PartialState().wait_for_everyone()
 
 
 @contextmanager
-def failing_together(what: str, processes: int) -> Iterator[None]:
+def failing_together(what: str, ranks: int) -> Iterator[None]:
     """Runs a stretch of work; where it fails on one process, all raise, and none waits for the one that failed.
 
     In between there may be collectives only where every process leaves them alike, as `failing_together` itself.
-
-    Args:
-        what: is done, as "planning", for the message.
-        processes: of the run.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        RuntimeError: it failed on another process; the message holds that one's error.
+    `what` is done, as "planning", for the message of the RuntimeError, which also holds the failed process's error.
     """
-    if processes == 1:
+    if ranks == 1:
         yield
         return
     error = None
@@ -76,45 +58,30 @@ def failing_together(what: str, processes: int) -> Iterator[None]:
             raise RuntimeError(f"{what} failed on rank {rank} (its traceback says where): {failure}")
 
 
-def agree(value: Value, processes: int) -> Value:
-    """Returns the main process's value.
-
-    Args:
-        value: anything that can be pickled; that of the other processes is not looked at.
-        processes: of the run.
-    """
-    if processes == 1:
+def agree(value: Value, ranks: int) -> Value:
+    """Returns the main process's value, anything that can be pickled; the others' values are ignored."""
+    if ranks == 1:
         return value
     values = [value]
     broadcast_object_list(values)
     return values[0]
 
 
-def agree_on_rows(rows: np.ndarray, processes: int, device: torch.device) -> np.ndarray:
-    """Returns the main process's row ids.
-
-    Args:
-        rows: (m,) int64, of the same length everywhere.
-        processes: of the run.
-        device: that the processes exchange tensors from.
-    """
-    if processes == 1:
+def agree_on_rows(rows: np.ndarray, ranks: int, device: torch.device) -> np.ndarray:
+    """Returns the main process's (m,) int64 row ids, m being the same everywhere."""
+    if ranks == 1:
         return rows
     agreed: Any = broadcast(torch.from_numpy(rows).to(device))
     return np.asarray(agreed.cpu().numpy())
 
 
-def gather_rows(rows: np.ndarray, processes: int, device: torch.device) -> np.ndarray:
-    """Returns the rows of all processes one after the other on the main process, and none on the others.
+def gather_rows(rows: np.ndarray, ranks: int, device: torch.device) -> np.ndarray:
+    """Returns the rows of all ranks one after the other on the main process, and none on the others.
 
-    Memory: all rows on the main process; on the others 8,192 of each process.
-
-    Args:
-        rows: (m, ...) with an m of each process's own.
-        processes: of the run.
-        device: that the processes exchange tensors from.
+    `rows` are (m, ...) with an m of each process's own. Memory: all rows on the main process; on the others 8,192 of
+    each process.
     """
-    if processes == 1:
+    if ranks == 1:
         return rows
     shapes = gather_object([(len(rows), rows.shape[1:], rows.dtype.str)])
     # A process without rows may not know their width.
@@ -124,10 +91,10 @@ def gather_rows(rows: np.ndarray, processes: int, device: torch.device) -> np.nd
     main = PartialState().is_main_process
     for start in range(0, max(counts), _GATHERED_ROWS):
         piece = np.zeros((min(_GATHERED_ROWS, max(counts) - start), *width), dtype)
-        own = rows[start : start + len(piece)]
-        piece[: len(own)] = own
+        if len(own := rows[start : start + len(piece)]):
+            piece[: len(own)] = own
         gathered: Any = gather(torch.from_numpy(piece).to(device))
-        pieces = gathered.cpu().numpy().reshape(processes, *piece.shape)
+        pieces = gathered.cpu().numpy().reshape(ranks, *piece.shape)
         for part, received, count in zip(parts, pieces, counts, strict=True):
             if main and count > start:
                 part.append(received[: count - start].copy())
@@ -136,14 +103,11 @@ def gather_rows(rows: np.ndarray, processes: int, device: torch.device) -> np.nd
 
 
 def scatter_rows(rows: np.ndarray | None, counts: Sequence[int], device: torch.device) -> np.ndarray:
-    """Returns this process's share of the main process's rows. To be called where there are several processes.
+    """Returns this process's share of the main process's rows, where there are several ranks.
 
-    Memory: its own rows, and 8,192 for each process on the main one.
-
-    Args:
-        rows: (sum of `counts`, ...) on the main process, one share after the other; None on the others.
-        counts: rows of each process, the same everywhere.
-        device: that the processes exchange tensors from.
+    `rows` are (sum of `counts`, ...) on the main process, one share after the other, and None on the others; `counts`
+    are the rows of each process, the same everywhere. Memory: its own rows, and 8,192 for each process on the main
+    one.
     """
     shape: Any = None if rows is None else (rows.shape[1:], rows.dtype.str)
     width, dtype = agree(shape, len(counts))
@@ -163,12 +127,8 @@ def scatter_rows(rows: np.ndarray | None, counts: Sequence[int], device: torch.d
     return own
 
 
-def fair_threads(processes: int) -> int:
-    """Returns how many threads this process may start beside those that run on the same cores, at least 1.
-
-    Args:
-        processes: of the run.
-    """
+def fair_threads(ranks: int) -> int:
+    """Returns how many threads this process may start beside those that run on the same cores, at least 1."""
     own = (socket.gethostname(), sorted(os.sched_getaffinity(0)))
-    everyone = gather_object([own]) if processes > 1 else [own]
+    everyone = gather_object([own]) if ranks > 1 else [own]
     return max(1, len(own[1]) // everyone.count(own))

@@ -4,9 +4,9 @@
 import functools
 import sys
 
-from gcbs_st.commands import evaluate_code_search
+from gcbs_st.commands.evaluate import evaluate_code_search
 
-main = functools.partial(evaluate_code_search.main, program="python scripts/evaluate_code_search.py")
+main = functools.partial(evaluate_code_search, program="python scripts/evaluate_code_search.py")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,9 +4,9 @@
 import functools
 import sys
 
-from gcbs_st.commands import evaluate_sts
+from gcbs_st.commands.evaluate import evaluate_sts
 
-main = functools.partial(evaluate_sts.main, program="python scripts/evaluate_sts.py")
+main = functools.partial(evaluate_sts, program="python scripts/evaluate_sts.py")
 
 if __name__ == "__main__":
     sys.exit(main())

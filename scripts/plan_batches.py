@@ -5,7 +5,6 @@ import functools
 import sys
 
 from gcbs_st.commands import plan
-from gcbs_st.commands.plan import parse_option as parse_option  # benchmark_planners.py reads options alike
 
 main = functools.partial(plan.main, program="python scripts/plan_batches.py")
 

@@ -4,9 +4,9 @@
 import functools
 import sys
 
-from gcbs_st.commands import train_code_search
+from gcbs_st.commands.train import train_code_search
 
-main = functools.partial(train_code_search.main, program="python scripts/train_code_search.py")
+main = functools.partial(train_code_search, program="python scripts/train_code_search.py")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,9 +4,9 @@
 import functools
 import sys
 
-from gcbs_st.commands import train_sts
+from gcbs_st.commands.train import train_sts
 
-main = functools.partial(train_sts.main, program="python scripts/train_sts.py")
+main = functools.partial(train_sts, program="python scripts/train_sts.py")
 
 if __name__ == "__main__":
     sys.exit(main())

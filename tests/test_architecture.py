@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "__init__": "training losses",
     # The bench.
     "models": "",
-    "corpora": "rows",
+    "corpora": "rows files",
     "evaluation": "embeddings",
     "records": "batches config files",
     "experiments": "training evaluation records corpora models planners losses batches rows config files",

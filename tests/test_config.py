@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcbs_st.config import ConfigError, ExperimentConfig, build, dump_config, load_config
+from gcbs_st.config import ConfigError, ExperimentConfig, build, dump_config, load_config, packaged_configs
 
 ROOT = Path(__file__).parent.parent
 MINIMAL = "output: out\ncorpus: {source: pairs.jsonl}\nmodel: {name: some/model}\n"
@@ -104,7 +104,98 @@ def test_nothing_but_a_config_error_comes_out_of_nonsense(raw):
         build(ExperimentConfig, raw)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)
-def test_every_config_of_the_repository_loads(file):
-    """The files in configs/ have no unknown key."""
-    assert load_config(file).runs
+# ------------------------------------------------------------------ by name
+
+
+def test_every_config_of_the_repository_loads_by_its_name():
+    """The files in configs/ have no unknown key; those that others extend are not offered."""
+    files = {file.relative_to(ROOT / "configs").as_posix() for file in (ROOT / "configs").rglob("*.yaml")}
+    names = packaged_configs()
+    assert files == {f"{name}.yaml" for name in names} | {"papers/_code_search.yaml", "papers/_simcse.yaml"}
+    assert ["code_search_minilm2", "papers/simcse_unsup_roberta_base"] == [list(names)[0], list(names)[-1]]
+    assert all(load_config(name).output == f"runs/{name.removeprefix('papers/')}" for name in names)
+
+
+@pytest.mark.parametrize("name", ["papers/cosqa_unixcoder", "papers/cosqa_unixcoder.yaml"])
+def test_a_configuration_of_the_package_is_found_from_anywhere(name, tmp_path, monkeypatch):
+    """With the file's ending or without, unless there is a file of that name."""
+    monkeypatch.chdir(tmp_path)
+    assert "runs/cosqa_unixcoder" == load_config(name).output
+    (tmp_path / "papers").mkdir()
+    (tmp_path / name).write_text(MINIMAL)
+    assert "out" == load_config(name).output
+
+
+@pytest.mark.parametrize(
+    "name", ["quick", "papers", "papers/_simcse", "../configs/quickstart", "configs/quickstart.yml"]
+)
+def test_neither_a_file_nor_a_name(name, tmp_path, monkeypatch):
+    """The refusal lists the names."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=rf"config: {name} does not exist.*code_search_static, .*quickstart, .*papers/"
+    ):
+        load_config(name)
+
+
+# ------------------------------------------------------------------ extends
+
+BASE = """output: out
+corpus: {source: pairs.jsonl, columns: [a, b]}
+model: {name: some/model, layers: 2}
+train: {seed: 1, learning_rate: 1e-3}
+runs: {random: {planner: random}, gcbs: {planner: gcbs, planner_options: {quantile: 0.9}}, late: {planner: bisect}}
+arms: {mined: {train: {planner: random}, mine: {num_negatives: 2}}, plain: {}}
+"""
+
+
+def test_mappings_are_merged_and_the_rest_replaces(tmp_path):
+    """Key by key at every depth; a list or a scalar replaces; null is a value, but drops an entry of runs or arms."""
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "middle.yaml").write_text("extends: ../base.yaml\ntrain: {seed: 2}\nmodel: {layers: null}\n")
+    changes = """extends: sub/middle.yaml
+corpus: {columns: [q]}
+train: {max_steps: 5}
+runs: {gcbs: {planner_options: {swaps: 1}}, late: null, new: {planner: best}}
+arms: {mined: {mine: {range_max: 9}}, plain: null}
+"""
+    config = load_config(write(tmp_path, changes), ["train.seed=3"])
+    assert ("out", "pairs.jsonl", ["q"]) == (config.output, config.corpus.source, config.corpus.columns)
+    assert ("some/model", None) == (config.model.name, config.model.layers)
+    assert {"seed": 3, "learning_rate": 1e-3, "max_steps": 5} == config.train
+    gcbs = {"planner": "gcbs", "planner_options": {"quantile": 0.9, "swaps": 1}}
+    assert {"random": {"planner": "random"}, "gcbs": gcbs, "new": {"planner": "best"}} == config.runs
+    assert ["random", "gcbs", "new"] == list(config.runs)
+    assert ["mined"] == list(config.arms)
+    assert (2, 9) == (config.arms["mined"].mine.num_negatives, config.arms["mined"].mine.range_max)
+    assert config == load_config(write(tmp_path, dump_config(config)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("extends: no.yaml\n", r"^extends: .*config\.yaml extends .*no\.yaml, which does not exist"),
+        ("extends: quickstart\n", r"^extends: .* which does not exist"),
+        ("extends: [base.yaml]\n", r"^extends: got \['base\.yaml'\] in .*config\.yaml, expected the path of a file"),
+        ("extends: config.yaml\n", r"^extends: .* circle: \S+config\.yaml -> \S+config\.yaml\.$"),
+        ("extends: round.yaml\n", r"^extends: .* circle: \S+config\.yaml -> \S+round\.yaml -> \S+config\.yaml\.$"),
+        ("extends: to_itself.yaml\n", r"^extends: .* circle: \S+to_itself\.yaml -> \S+to_itself\.yaml\.$"),
+        ("extends: list.yaml\n", r"list\.yaml holds list, expected a mapping"),
+        (
+            "extends: base.yaml\nruns: {none: null}\n",
+            r"^runs\.none: null drops an entry of the extended file, which has",
+        ),
+        ("extends: base.yaml\nruns: {random: null, gcbs: null, late: null}\n", r"^runs: got none"),
+        ("extends: base.yaml\nruns: {gcbs: gcbs}\n", r"^runs: got .*expected dict"),
+        ("extends: base.yaml\nmodel: {layer: 3}\n", r"^model\.layer: unknown key"),
+    ],
+)
+def test_what_cannot_be_extended_is_explained(tmp_path, text, message):
+    """Missing files, circles, and values that are wrong once they are merged."""
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "round.yaml").write_text("extends: ./config.yaml\n")
+    (tmp_path / "to_itself.yaml").write_text("extends: to_itself.yaml\n")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import shlex
 import subprocess
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from gcbs_st.cli import main
+from gcbs_st.cli import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
 
 
 # ------------------------------------------------------------------ links
@@ -86,12 +88,50 @@ def test_the_readme_leads_to_every_page():
 # ------------------------------------------------------------------ what is named
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "docs" / "commands.md"], ids=lambda page: page.name)
-def test_every_script_and_config_is_named(page):
-    """Whoever reads the README, or the page of the commands, knows what there is."""
-    files = [*(ROOT / "scripts").glob("*.py"), *(ROOT / "configs").glob("*.yaml")]
-    text = page.read_text()
-    assert [] == [file.name for file in files if file.name not in text]
+def test_every_script_and_config_is_named():
+    """Whoever reads the page of the commands knows what there is."""
+    files = {*(ROOT / "scripts").rglob("*.py"), *(ROOT / "configs").rglob("*.yaml")}
+    # Not measuring.py, which the benchmarks share, nor what configurations extend.
+    names = {str(file.relative_to(ROOT)) for file in files if file.name != "measuring.py" and file.name[0] != "_"}
+    text = (DOCS / "commands.md").read_text()
+    assert [] == [name for name in sorted(names) if f"`{name}`" not in text]
+
+
+@pytest.mark.parametrize("page", [README, DOCS / "commands.md"], ids=lambda page: page.name)
+def test_every_command_is_named(page):
+    """Both list the program's commands."""
+    assert [] == [name for name, _, _ in COMMANDS if f"`{name}`" not in page.read_text()]
+
+
+def test_the_readme_is_short_and_lists_the_folders():
+    """At most 1,700 words; the list of files has a line for each folder of the package, and for the modules beside them."""
+    assert len(README.read_text().split()) <= 1700
+    listed = re.search(r"^gcbs_st/\n((?:  \S.*\n)+)", README.read_text(), flags=re.MULTILINE).group(1)
+    named = set(re.findall(r"\S+/(?= )|\S+\.py", listed))
+    folders = {f"{path.name}/" for path in (ROOT / "gcbs_st").iterdir() if (path / "__init__.py").exists()}
+    assert folders | {"cli.py", "config.py", "files.py", "ranks.py"} == named
+    assert 16 == len(listed.splitlines())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_and_modules_are_there(page):
+    """Each path of the repository that a page names between backticks exists, and each name of the package can be had."""
+    code = re.findall(r"`([^`\n]+)`", prose(page))
+    paths = [
+        word for text in code for word in text.split() if re.match(r"(gcbs_st|tests|scripts|configs|docs)/", word)
+    ]
+    assert [] == [path for path in paths if not (ROOT / path).exists()]
+    names = {name for text in code for name in re.findall(r"^gcbs_st(?:\.\w+)+", text)}
+    assert [] == [name for name in sorted(names) if not is_importable(name)]
+
+
+def is_importable(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    module, _, attribute = name.rpartition(".")
+    try:
+        return hasattr(importlib.import_module(module), attribute) or bool(importlib.import_module(name))
+    except ModuleNotFoundError:
+        return False
 
 
 def shell_lines() -> list[str]:
@@ -132,13 +172,28 @@ def test_the_programs_commands_are_there(capsys):
 # ------------------------------------------------------------------ the example
 
 
+def example_of(page: Path) -> str:
+    """The code block after a page's mark."""
+    return re.search(r"<!-- example -->\n```python\n(.*?)```", page.read_text(), flags=re.DOTALL).group(1)
+
+
+def test_the_planner_of_ones_own_runs():
+    """The planner that the page of planners shows is known by its name afterwards, and plans."""
+    code = example_of(DOCS / "planners.md") + (
+        "import numpy as np\n"
+        "rows = np.eye(4, dtype=np.float32)\n"
+        "print(args.make_planner().plan(rows, rows, 2, np.random.default_rng(0)).tolist())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "[1, 2, 3, 0]" == result.stdout.strip(), result.stderr[-2000:]
+
+
 def test_the_readmes_example_runs(tmp_path, monkeypatch):
     """The drop-in example is pasted and run, with a small model and a file of pairs in place of the reader's."""
-    example = re.search(r"<!-- example -->\n```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)
     pairs = "".join(f'{{"anchor": "text number {i}", "positive": "another text {i}"}}\n' for i in range(80))
     (tmp_path / "pairs.jsonl").write_text(pairs)
-    code = example.group(1).replace('"sentence-transformers/all-MiniLM-L6-v2"', repr(str(packaged_model())))
+    code = example_of(README).replace('"sentence-transformers/all-MiniLM-L6-v2"', repr(str(packaged_model())))
     code = code.replace(
         "per_device_train_batch_size=64", "per_device_train_batch_size=8, max_steps=4, report_to='none', use_cpu=True"
     )

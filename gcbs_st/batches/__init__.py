@@ -1,5 +1,1 @@
-"""What the batches of an epoch are: an order, rows that must not meet kept apart, and the order on disk.
-
-In: an order of the rows. Out: lists of row ids.
-May import: `files`.
-"""
+"""From an order of rows to batches: rows that must not meet kept apart, and the order on disk. May import: `files`."""

@@ -1,7 +1,7 @@
 """Kempe chains: rows of two batches that change sides together, since each would meet the next one there.
 
-With two values a row, one of each column, the batches are the colours of the edges of a bipartite graph, for which such
-chains suffice (Koenig 1916; with classes of equal size: de Werra 1971). Rows with more values are coloured
+With two values per row, one of each column, the batches are the colours of the edges of a bipartite graph, for which
+such chains suffice (Koenig 1916; with classes of equal size: de Werra 1971). Rows with more values are coloured
 heuristically: exact answers are NP-hard.
 """
 
@@ -21,36 +21,21 @@ _MOST_STEPS, _STEPS_PER_ROW = 400_000_000, 200
 
 
 class _Pair(NamedTuple):
-    """Two batches of b rows, seen from the values that they hold. Rows are known by their place, 0 to 2 b - 1.
+    """Two batches of b rows, seen from the values that they hold. Rows are known by their place, 0 to 2 b - 1."""
 
-    Attributes:
-        side: (2 b,) bool, the batch that each row is in: at first the first b rows are in one, the others in the other.
-        places: (e,) int64 the row of each entry; entries of one value stand side by side.
-        values: (e,) int64.
-        strong: (e,) bool, see `Holdings`.
-        spans: (e, 2) int64, from where to where the entries of the same value stand.
-        first: (2 b,) int64 the first entry of each row, -1 for none.
-        following: (e,) int64 the next entry of the same row, -1 for none.
-    """
-
+    # (2 b,) bool, the batch that each row is in: at first the first b rows are in one, the others in the other.
     side: np.ndarray
-    places: np.ndarray
-    values: np.ndarray
-    strong: np.ndarray
-    spans: np.ndarray
-    first: np.ndarray
-    following: np.ndarray
+    places: np.ndarray  # (e,) int64 the row of each entry; entries of one value stand side by side
+    values: np.ndarray  # (e,) int64
+    strong: np.ndarray  # (e,) bool, see `Holdings`
+    spans: np.ndarray  # (e, 2) int64 start and end of the entries of the same value
+    first: np.ndarray  # (2 b,) int64 the first entry of each row, -1 for none
+    following: np.ndarray  # (e,) int64 the next entry of the same row, -1 for none
 
 
 @njit(cache=True)
 def flip_rows(held: Holdings, state: State, seed: int) -> None:
-    """Frees the rows that still meet another, in place, as far as chains can.
-
-    Args:
-        held: the values of all rows.
-        state: changed in place.
-        seed: of the batches that are tried.
-    """
+    """Moves rows that still meet another, in place, as far as chains can; `seed` draws the batches that are tried."""
     random, steps_left = np.array([seed], np.uint64), np.array([_MOST_STEPS])
     table = make_table(held, state)
     for _ in range(_ROUNDS):
@@ -171,7 +156,7 @@ def _in_the_way(pair: _Pair, state: State, e: int, f: int) -> bool:
 
 @njit(cache=True)
 def _even_out(pair: _Pair, state: State, start: int, random: np.ndarray) -> bool:
-    """Brings both sides back to their size by chains that do not take the row at `start` back; whether they are."""
+    """Evens the sides out by chains that do not take the row at `start` back; returns whether it succeeded."""
     size = len(pair.side) // 2
     for _ in range(4 * size):
         surplus = pair.side.sum() - size
@@ -194,7 +179,7 @@ def _even_out(pair: _Pair, state: State, start: int, random: np.ndarray) -> bool
 def _seat_pair(
     held: Holdings, state: State, table: Table, rows: np.ndarray, side: np.ndarray, home: int, other: int
 ) -> None:
-    """Puts the rows of two batches where their sides say; those that stay keep their places."""
+    """Moves the rows of two batches to where their sides say; those that stay keep their places."""
     size = state.batches.shape[1]
     coming = np.flatnonzero(~side[size:]) + size
     leaving = np.flatnonzero(side[:size])

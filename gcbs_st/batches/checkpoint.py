@@ -1,4 +1,4 @@
-"""The plan in a checkpoint: the samplers' states in, one file out, and back; nothing half-written is taken."""
+"""The plan in a checkpoint: the samplers' states in one file, which is whole or not there."""
 
 from __future__ import annotations
 
@@ -20,39 +20,21 @@ PLAN_FILE = "gcbs_plan.npz"
 
 
 def write_plan(folder: str | Path, states: Mapping[str, Mapping[str, Any]], fingerprint: str) -> Path:
-    """Writes the plan in force under a temporary name and renames it.
+    """Writes the states of the samplers, by dataset name ("" for a single one), into a checkpoint; returns the file.
 
-    Args:
-        folder: the checkpoint's.
-        states: by dataset name ("" for a single dataset), what `PlannedBatchSampler.state_dict` returned.
-        fingerprint: of the training set, see `gcbs_st.corpora.corpus.corpus_hash`.
-
-    Returns:
-        The file.
+    `fingerprint` is that of the training set, see `gcbs_st.rows.training_set.fingerprint`.
     """
     target = Path(folder) / PLAN_FILE
     orders = {f"order_{i}": state["order"] for i, state in enumerate(states.values())}
-    described = {
-        "fingerprint": fingerprint,
-        "samplers": [
-            {"name": name, **{k: v for k, v in state.items() if k != "order"}} for name, state in states.items()
-        ],
-    }
-    write_arrays(target, orders, described)
+    samplers = [{"name": name, **{k: v for k, v in state.items() if k != "order"}} for name, state in states.items()]
+    write_arrays(target, orders, {"fingerprint": fingerprint, "samplers": samplers})
     return target
 
 
 def read_plan(folder: str | Path) -> tuple[dict[str, dict[str, Any]], str]:
-    """Returns what `write_plan` wrote.
+    """Returns the states by dataset name and the fingerprint that `write_plan` was given.
 
-    Args:
-        folder: the checkpoint's.
-
-    Returns:
-        The states by dataset name, and the fingerprint.
-
-    Raises:
-        ValueError: the file is not there or is damaged; the message says which.
+    Raises a ValueError that says whether the file is missing or damaged.
     """
     file = Path(folder) / PLAN_FILE
     orders, described = read_arrays(file)
@@ -67,16 +49,10 @@ def read_plan(folder: str | Path) -> tuple[dict[str, dict[str, Any]], str]:
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
-    """Returns the newest checkpoint that was written to its end, None if there is none.
+    """Returns the newest checkpoint of a run's folder that was written to its end, None if there is none.
 
-    The host writes a checkpoint's files in place, its state last. A run that is killed while it saves
-    leaves a folder without a readable state, from which it cannot resume.
-
-    Args:
-        output_dir: the run's folder.
-
-    Returns:
-        The checkpoint's folder.
+    The host writes a checkpoint's files in place, its state last. A run that is killed while it saves leaves a folder
+    without a readable state, from which it cannot resume.
     """
     pattern = re.compile(rf"{re.escape(PREFIX_CHECKPOINT_DIR)}-(\d+)")
     steps = {}

@@ -1,7 +1,6 @@
-"""The plans of a run, kept as they are made: samplers in, one file a plan out, and back.
+"""The plans of a run, one file each, written as they come into force, so that one can see which rows trained together.
 
-Why: which rows trained together is gone with the run otherwise, and whoever wants to look needs it. Random batches
-are kept too, so that a run without plans can be looked at beside one with them.
+Random batches are kept too, to compare a run without plans with one that has them.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from gcbs_st.batches.sampler import PlannedBatchSampler
 from gcbs_st.files import read_arrays, write_arrays
@@ -28,36 +27,28 @@ _FIELDS = {"epoch": int, "plan_count": int, "batch_size": int, "rows": int, "rep
 
 @dataclass(frozen=True)
 class StoredPlan:
-    """What one dataset's batches were from some step on.
+    """One dataset's batches from some step on."""
 
-    Attributes:
-        step: optimizer steps taken before the first batch of it.
-        epoch: counted from 0.
-        plan_count: plans made in this epoch until then; 0 for batches that are random because none was due.
-        order: (m,) int64 rows of the epoch, m a multiple of `batch_size`; blocks are batches.
-        batch_size: rows a batch, on each process.
-        rows: of the dataset.
-        repeats: rows may recur in other batches.
-        drawn: batches of the epoch that were drawn before, from earlier plans, and keep their place; 0 in a checkpoint,
-            which does not say.
-        planner: its name, "" where it is not recorded.
-        options: of the planner.
-    """
-
-    step: int
-    epoch: int
-    plan_count: int
-    order: np.ndarray
-    batch_size: int
-    rows: int
-    repeats: bool
+    step: int  # optimizer steps taken before its first batch
+    epoch: int  # counted from 0
+    plan_count: int  # plans made in this epoch until then; 0 for batches that are random because none was due
+    order: np.ndarray  # (m,) int64 rows of the epoch, m a multiple of `batch_size`; blocks are batches
+    batch_size: int  # rows per batch, on each process
+    rows: int  # of the dataset
+    repeats: bool  # rows may recur in other batches
+    # Batches of the epoch that were drawn before, from earlier plans, and keep their place; 0 in a checkpoint, which
+    # does not say.
     drawn: int = 0
-    planner: str = ""
-    options: Mapping[str, Any] | None = None
+    planner: str = ""  # its name, "" where it is not recorded
+    options: Mapping[str, Any] | None = None  # of the planner
 
 
 class PlanHistory(TrainerCallback):
-    """Writes each plan into a folder when it comes into force. To be added after the callback that plans."""
+    """Writes each plan into a folder when it comes into force. To be added after the callback that plans.
+
+    `samplers` returns the samplers by name of their dataset, "" for a single one; a planner that is no name is called
+    by its type.
+    """
 
     def __init__(
         self,
@@ -66,38 +57,24 @@ class PlanHistory(TrainerCallback):
         planner: Any,
         options: Any = None,
     ) -> None:
-        """Takes where to and from what.
-
-        Args:
-            folder: for the files `step-00000000.npz`.
-            samplers: gives the samplers by name of their dataset, "" for a single one.
-            planner: its name, or the planner itself, whose type is its name then.
-            options: of the planner, as the training arguments hold them.
-        """
         self.folder, self.samplers = folder, samplers
         self.planner = planner if isinstance(planner, str) else type(planner).__name__
         self.options = dict(options or {})
         self._written: dict[str, tuple[int, int]] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Deletes what an earlier run of the same folder planned after the step that this one starts from."""
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Deletes what an earlier run in the same folder planned after the step that this one starts from."""
         self._written = {}
         if state.is_world_process_zero:
             for file in plan_files(self.folder):
                 if step_of(file) > state.global_step or state.global_step == 0:
                     file.unlink(missing_ok=True)
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Keeps the order that the epoch starts with."""
         self._keep(args, state)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Keeps the order that was made in mid-epoch, if one was."""
         self._keep(args, state)
 
@@ -113,21 +90,15 @@ class PlanHistory(TrainerCallback):
             return
         cooldown = args.cooldown_start(state.max_steps)
         cooled = cooldown is not None and state.global_step >= cooldown
-        orders = {f"order_{i}": _small(sampler.order) for i, sampler in enumerate(samplers.values())}
-        described = {
-            "step": state.global_step,
-            "planner": "random" if cooled else self.planner,
-            "options": {} if cooled else self.options,
-            "samplers": [
-                {
-                    "name": name,
-                    "drawn": sampler.cursor,
-                    **{field: kind(getattr(sampler, field)) for field, kind in _FIELDS.items()},
-                }
-                for name, sampler in samplers.items()
-            ],
-        }
-        write_arrays(self.folder / f"step-{state.global_step:08d}.npz", orders, described)
+        orders, described = {}, []
+        for i, (name, sampler) in enumerate(samplers.items()):
+            fields = {field: kind(getattr(sampler, field)) for field, kind in _FIELDS.items()}
+            described.append({"name": name, "drawn": sampler.cursor, **fields})
+            # In half the bytes, wherever the ids fit.
+            orders[f"order_{i}"] = sampler.order.astype(np.uint32 if sampler.rows < 2**32 else np.int64)
+        planner, options = ("random", {}) if cooled else (self.planner, self.options)
+        facts = {"step": state.global_step, "planner": planner, "options": options, "samplers": described}
+        write_arrays(self.folder / f"step-{state.global_step:08d}.npz", orders, facts)
         if len(files := plan_files(self.folder)) > KEPT_PLANS:
             # The first and the newest one stay.
             for file in files[1:-1:2]:
@@ -135,37 +106,22 @@ class PlanHistory(TrainerCallback):
 
 
 def plan_files(folder: Path) -> list[Path]:
-    """Returns the files of a run's plans, by step.
-
-    Args:
-        folder: the run's `plans`; one that is not there holds none.
-    """
+    """Returns the files of a run's folder `plans` by step; none where there is no such folder."""
     files = folder.iterdir() if folder.is_dir() else ()
     return sorted((file for file in files if _NAME.fullmatch(file.name)), key=step_of)
 
 
 def step_of(file: Path) -> int:
-    """Returns the step in the name of a plan's file.
-
-    Args:
-        file: one of `plan_files`.
-    """
+    """Returns the step in the name of one of `plan_files`."""
     match = _NAME.fullmatch(file.name)
     assert match is not None
     return int(match.group(1))
 
 
 def read_stored_plan(file: Path) -> dict[str, StoredPlan]:
-    """Returns what `PlanHistory` wrote.
+    """Returns the plan of each dataset from a file of `PlanHistory`, "" for a single one.
 
-    Args:
-        file: one of `plan_files`.
-
-    Returns:
-        A plan for each dataset, "" for a single one.
-
-    Raises:
-        ValueError: it is not there, damaged, or holds no order of the rows it is said to be of; the message names it.
+    Raises a ValueError that names the file if it is missing, damaged, or holds no order of its rows.
     """
     orders, described = read_arrays(file)
     try:
@@ -179,18 +135,9 @@ def read_stored_plan(file: Path) -> dict[str, StoredPlan]:
 
 
 def stored_plan(state: Mapping[str, Any], file: Path, **facts: Any) -> StoredPlan:
-    """Returns a sampler's state as a plan, after making sure that it is one.
+    """Returns a sampler's state as a plan; raises a ValueError that names the file if it is no order of its rows.
 
-    Args:
-        state: what `PlannedBatchSampler.state_dict` gives: "order" and the fields of `StoredPlan`.
-        file: where it comes from, for the messages.
-        facts: "step", "planner" and "options".
-
-    Returns:
-        The plan.
-
-    Raises:
-        ValueError: fields that are missing, or an order that is not one of these rows.
+    `state` holds "order" and the fields of `StoredPlan`, `facts` are "step", "planner" and "options".
     """
     try:
         fields: dict[str, Any] = {field: kind(state[field]) for field, kind in _FIELDS.items()}
@@ -200,21 +147,15 @@ def stored_plan(state: Mapping[str, Any], file: Path, **facts: Any) -> StoredPla
         raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None
     whole = order.ndim == 1 and np.issubdtype(order.dtype, np.integer) and batch_size > 0
     if not whole or len(order) == 0 or len(order) % batch_size:
-        raise ValueError(
-            f"{file} is damaged: its order is {order.dtype} of shape {order.shape}, expected whole batches of {batch_size} rows."
-        )
+        got = f"{order.dtype} of shape {order.shape}"
+        raise ValueError(f"{file} is damaged: its order is {got}, expected whole batches of {batch_size} rows.")
     if order.min() < 0 or order.max() >= rows or not (fields["repeats"] or len(np.unique(order)) == len(order)):
         raise ValueError(f"{file} is damaged: its order holds a row twice or a row outside 0..{rows - 1}.")
     return StoredPlan(order=order.astype(np.int64), **fields, **facts)
 
 
-def _small(order: np.ndarray) -> np.ndarray:
-    """The order in half the bytes, wherever the ids fit."""
-    return order.astype(np.uint32) if not len(order) or order.max() < 2**32 else order
-
-
 def _same(file: Path, samplers: Mapping[str, PlannedBatchSampler]) -> bool:
-    """Whether a file holds the samplers' plans; a damaged one does not, and is written again."""
+    """Returns whether a file holds the samplers' plans; a damaged one does not, and is written again."""
     try:
         stored = read_stored_plan(file)
     except ValueError:

@@ -12,75 +12,42 @@ from numba import njit
 
 
 class Holdings(NamedTuple):
-    """The values of n rows. Row i holds values[starts[i]:starts[i + 1]], each once.
+    """The values of n rows. Row i holds values[starts[i]:starts[i + 1]], each once."""
 
-    Attributes:
-        starts: (n + 1,) int64.
-        values: (entries,) int32, 0 to the number of values.
-        strong: (entries,) bool. Two rows are in each other's way if they share a value which one of them holds
-            strongly; a value that both hold weakly, a negative of either, is in nobody's way.
-        value_count: the number of values.
-    """
-
-    starts: np.ndarray
-    values: np.ndarray
+    starts: np.ndarray  # (n + 1,) int64
+    values: np.ndarray  # (entries,) int32 in 0..value_count-1
+    # (entries,) bool. Two rows are in each other's way if they share a value which one of them holds strongly; a
+    # value that both hold weakly, a negative of either, is in nobody's way.
     strong: np.ndarray
-    value_count: int
+    value_count: int  # the number of values
 
 
 class Table(NamedTuple):
-    """How many rows of a batch hold a value, for all pairs of both that occur: a hash table with open addresses.
+    """How many rows of a batch hold a value, for all pairs of both that occur: a hash table with open addresses."""
 
-    Attributes:
-        keys: (size,) int64, batch * number of values + value; -1 where nothing is.
-        strong: (size,) int32 rows of the batch that hold the value strongly.
-        weak: (size,) int32 rows that hold it weakly.
-        used: (1,) int64 addresses in use.
-    """
-
-    keys: np.ndarray
-    strong: np.ndarray
-    weak: np.ndarray
-    used: np.ndarray
+    keys: np.ndarray  # (size,) int64, batch * value_count + value; -1 at empty addresses
+    strong: np.ndarray  # (size,) int32 rows of the batch that hold the value strongly
+    weak: np.ndarray  # (size,) int32 rows that hold it weakly
+    used: np.ndarray  # (1,) int64 addresses in use
 
 
 class State(NamedTuple):
-    """A plan in the making.
+    """A plan in the making."""
 
-    Attributes:
-        batches: (k, b) int64 rows.
-        batch_of: (n,) int64 batch of each row, -1 of rows that are in none.
-        slot_of: (n,) int64 place within its batch.
-        most: (values,) int64 rows of a batch that may hold a value strongly: 1, or more where there are too many.
-        avoids: (values,) bool: rows that hold it weakly have to keep away from those that hold it strongly.
-    """
-
-    batches: np.ndarray
-    batch_of: np.ndarray
-    slot_of: np.ndarray
+    batches: np.ndarray  # (k, b) int64 rows
+    batch_of: np.ndarray  # (n,) int64 batch of each row, -1 of rows that are in none
+    slot_of: np.ndarray  # (n,) int64 place within its batch
+    # (values,) int64 rows of a batch that may hold a value strongly: 1, or more where there are too many.
     most: np.ndarray
-    avoids: np.ndarray
+    avoids: np.ndarray  # (values,) bool: rows that hold it weakly have to keep away from those that hold it strongly
 
 
 def entries_of(held: Holdings, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (e,) places in an order and (e,) entries of `held`: all values of the rows at these places.
-
-    Args:
-        held: the values of all rows.
-        order: (m,) rows.
-    """
+    """Returns (e,) places in an (m,) order and (e,) entries of `held`: all values of the rows at these places."""
     counts = np.diff(held.starts)[order]
     places = np.repeat(np.arange(len(order)), counts)
     within = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
     return places, within + held.starts[order][places]
-
-
-def seat_all(state: State, order: np.ndarray) -> None:
-    """Takes an order's blocks as batches."""
-    count, size = state.batches.shape
-    state.batches[:] = order.reshape(count, size)
-    state.batch_of[state.batches] = np.arange(count)[:, None]
-    state.slot_of[state.batches] = np.arange(size)
 
 
 @njit(cache=True)
@@ -100,7 +67,7 @@ def make_table(held: Holdings, state: State) -> Table:
 
 @njit(cache=True)
 def with_room(held: Holdings, state: State, table: Table) -> Table:
-    """Returns the table, or a new one without what is no longer there where more than half of it is in use."""
+    """Returns the table, or where more than half of it is in use a new one without keys that count nothing."""
     return table if 2 * table.used[0] <= len(table.keys) else make_table(held, state)  # type: ignore[no-any-return]
 
 
@@ -117,7 +84,7 @@ def _address(table: Table, key: int) -> np.int64:
 
 @njit(cache=True)
 def note(held: Holdings, table: Table, row: int, batch: int, change: int) -> None:
-    """Counts a row in (1) or out (-1) of a batch."""
+    """Counts a row in (change 1) or out (-1) of a batch."""
     for e in range(held.starts[row], held.starts[row + 1]):
         key = batch * held.value_count + held.values[e]
         at = _address(table, key)
@@ -132,7 +99,7 @@ def note(held: Holdings, table: Table, row: int, batch: int, change: int) -> Non
 
 @njit(cache=True)
 def clashes(held: Holdings, state: State, table: Table, row: int, batch: int, without: int) -> int:
-    """Returns what a row would be in the way of in a batch, whether it is in it or not, if another were not there."""
+    """Returns how many rows of a batch a row is, or would be, in the way of, not counting row `without` (-1: none)."""
     found, inside = 0, state.batch_of[row] == batch
     for e in range(held.starts[row], held.starts[row + 1]):
         value = held.values[e]
@@ -157,7 +124,7 @@ def clashes(held: Holdings, state: State, table: Table, row: int, batch: int, wi
 
 @njit(cache=True)
 def swap(held: Holdings, state: State, table: Table, row: int, other: int) -> None:
-    """Lets two rows of different batches change places."""
+    """Exchanges two rows of different batches."""
     for one in (row, other):
         note(held, table, one, state.batch_of[one], -1)
     state.batch_of[row], state.batch_of[other] = state.batch_of[other], state.batch_of[row]
@@ -177,7 +144,7 @@ def is_free(held: Holdings, state: State, table: Table, row: int) -> bool:
 
 @njit(cache=True)
 def draw_below(random: np.ndarray, below: int) -> int:
-    """Returns a random number of 0 to below - 1, from a state that is one number (splitmix64)."""
+    """Returns a random number in 0..below-1 and advances the state, which is one number (splitmix64)."""
     random[0] += np.uint64(0x9E3779B97F4A7C15)
     bits = random[0]
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -18,18 +18,7 @@ import numpy as np
 from numba import njit
 
 from gcbs_st.batches.chains import flip_rows
-from gcbs_st.batches.seating import (
-    Holdings,
-    State,
-    Table,
-    clashes,
-    entries_of,
-    is_free,
-    make_table,
-    seat_all,
-    swap,
-    with_room,
-)
+from gcbs_st.batches.seating import Holdings, State, Table, clashes, entries_of, is_free, make_table, swap, with_room
 
 # From this share of rows that meet another on, all rows are dealt anew at once.
 _DEALT_SHARE = 0.25
@@ -45,7 +34,7 @@ def separate_rows(held: Holdings, order: np.ndarray, batch_size: int, seed: int 
     Args:
         held: the values of all rows.
         order: (m,) distinct rows, m a multiple of `batch_size`.
-        batch_size: rows per batch, b.
+        batch_size: b, rows per batch.
         seed: of the chains that are tried where no single exchange helps.
 
     Returns:
@@ -59,11 +48,11 @@ def separate_rows(held: Holdings, order: np.ndarray, batch_size: int, seed: int 
     batch_of, slot_of = np.full((2, len(held.starts) - 1), -1)
     most, avoids = _count_holders(held, order, count)
     state = State(np.empty((count, batch_size), np.int64), batch_of, slot_of, most, avoids)
-    seat_all(state, order)
+    _seat_all(state, order)
     targets = _spread(held, state)
     if clashing.mean() > _DEALT_SHARE:
         # One after the other they would be in each other's way: most batches near a row are still full of its value.
-        seat_all(state, order[np.argsort(targets[order], kind="stable")])
+        _seat_all(state, order[np.argsort(targets[order], kind="stable")])
         targets = _spread(held, state)
     # Two functions, so that the second is compiled only where somebody needs it.
     if _move_rows(held, state, targets, max(_LEAST_LOOKUPS, _LOOKUPS_PER_ROW * len(order))) > 0:
@@ -72,13 +61,7 @@ def separate_rows(held: Holdings, order: np.ndarray, batch_size: int, seed: int 
 
 
 def find_clashes(held: Holdings, order: np.ndarray, batch_size: int) -> np.ndarray:
-    """Returns (m,) bool: whether the row at each place of an order meets one in its batch that shares a value.
-
-    Args:
-        held: the values of all rows.
-        order: (m,) rows, m a multiple of `batch_size`.
-        batch_size: rows per batch.
-    """
+    """Returns (m,) bool: whether the row at each place of an order meets one in its batch that shares a value."""
     places, entries = entries_of(held, order)
     keys = (places // batch_size) * np.int64(max(held.value_count, 1)) + held.values[entries]
     distinct, inverse = np.unique(keys, return_inverse=True)
@@ -91,7 +74,12 @@ def find_clashes(held: Holdings, order: np.ndarray, batch_size: int) -> np.ndarr
     return found
 
 
-# ---------------------------------------------------------------- who has to go where
+def _seat_all(state: State, order: np.ndarray) -> None:
+    """Takes an order's blocks as batches."""
+    count, size = state.batches.shape
+    state.batches[:] = order.reshape(count, size)
+    state.batch_of[state.batches] = np.arange(count)[:, None]
+    state.slot_of[state.batches] = np.arange(size)
 
 
 def _count_holders(held: Holdings, order: np.ndarray, batches: int) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +91,7 @@ def _count_holders(held: Holdings, order: np.ndarray, batches: int) -> tuple[np.
 
 
 def _spread(held: Holdings, state: State) -> np.ndarray:
-    """Returns (n,) int64, to which batch each row should go: that of the one of its values which most rows share."""
+    """Returns (n,) int64 the batch each row should go to: that of the one of its values which most rows share."""
     order, targets = state.batches.ravel(), state.batch_of.copy()
     places, entries = entries_of(held, order)
     strong = held.strong[entries]
@@ -120,7 +108,7 @@ def _spread(held: Holdings, state: State) -> np.ndarray:
 
 @njit(cache=True)
 def _spread_values(batch_of: np.ndarray, starts: np.ndarray, most: np.ndarray, batches: int) -> np.ndarray:
-    """Sets the holders of each value one batch apart, by as little as it takes: the middle of pushing right and left."""
+    """Sets the holders of each value one batch apart, moving little: the middle of pushing right and left."""
     wanted = np.empty(len(batch_of), np.int64)
     for value in range(len(starts) - 1):
         own, size, times = batch_of[starts[value] : starts[value + 1]], starts[value + 1] - starts[value], most[value]
@@ -140,9 +128,6 @@ def _spread_values(batch_of: np.ndarray, starts: np.ndarray, most: np.ndarray, b
     return wanted
 
 
-# ---------------------------------------------------------------- single exchanges
-
-
 @njit(cache=True)
 def _move_rows(held: Holdings, state: State, targets: np.ndarray, lookups: int) -> int:
     """Exchanges rows that meet another, in place; returns how many found no place."""
@@ -160,7 +145,7 @@ def _move_rows(held: Holdings, state: State, targets: np.ndarray, lookups: int) 
 
 @njit(cache=True)
 def _move_row(held: Holdings, state: State, table: Table, row: int, target: int, left: np.ndarray) -> bool:
-    """Exchanges a row with one of the batch nearest to its target where neither is in the way; whether there was one."""
+    """Exchanges a row with one of the nearest batch to its target where neither clashes; returns whether it could."""
     batches = len(state.batches)
     for step in range(2 * batches):
         batch = target + (step // 2 if step % 2 else -step // 2)
@@ -175,7 +160,7 @@ def _move_row(held: Holdings, state: State, table: Table, row: int, target: int,
 
 @njit(cache=True)
 def _exchange(held: Holdings, state: State, table: Table, row: int, batch: int, left: np.ndarray) -> bool:
-    """Exchanges a row with one of another batch that is in nobody's way in the row's own; whether there was one."""
+    """Exchanges a row with one of another batch that is in nobody's way in the row's own; returns whether it could."""
     home, size = state.batch_of[row], state.batches.shape[1]
     for step in range(size):
         other = state.batches[batch, (state.slot_of[row] + step) % size]

@@ -31,25 +31,24 @@ _TEXT_TYPES = ("string", "large_string")
 
 @dataclass(frozen=True)
 class Clashes:
-    """What could not be kept apart.
+    """What could not be kept apart."""
 
-    Attributes:
-        share: of the rows that meet one in their batch that shares a value, in [0, 1].
-        holders: rows that share the value of which most rows do.
-        row: one of these rows.
-        rows: the rows that were to be kept apart.
-        batches: that they fill.
-    """
-
-    share: float
-    holders: int
-    row: int
-    rows: int
-    batches: int
+    share: float  # of the rows that meet one in their batch that shares a value, in [0, 1]
+    holders: int  # rows that share the value of which most rows do
+    row: int  # id of one of these rows
+    rows: int  # number of the rows that were to be kept apart
+    batches: int  # that they fill
 
 
 class SharedValues:
     """The values that two or more of n rows share, and the rows that hold them.
+
+    Args:
+        rows: (e,) row ids; a row may hold any number of values.
+        values: (e,) integers; equal numbers are equal values.
+        strong: (e,) bool, False for a value that is in the way of those rows alone that hold it strongly; None if all
+            are strong.
+        count: n; 0 for the largest row id + 1.
 
     Example:
         >>> values = SharedValues(np.array([0, 1, 2, 3]), np.array([7, 7, 8, 9]))
@@ -58,15 +57,6 @@ class SharedValues:
     """
 
     def __init__(self, rows: np.ndarray, values: np.ndarray, strong: np.ndarray | None = None, count: int = 0) -> None:
-        """Takes which row holds which value.
-
-        Args:
-            rows: (e,) row ids; a row may hold any number of values.
-            values: (e,) integers; equal numbers are equal values.
-            strong: (e,) bool, False for a value that is in the way of those rows alone that hold it strongly; None if
-                all are strong.
-            count: n; 0 for as many rows as there are ids.
-        """
         strong = np.ones(len(rows), bool) if strong is None else strong
         count = count or int(rows.max(initial=-1)) + 1
         names, numbers = np.unique(values, return_inverse=True)
@@ -86,52 +76,30 @@ class SharedValues:
 
     @classmethod
     def from_dataset(
-        cls,
-        dataset: Dataset,
-        columns: Sequence[str],
-        *,
-        strict: bool = False,
-        groups: Sequence[Any] | np.ndarray | None = None,
+        cls, dataset: Dataset, columns: Sequence[str], *, strict: bool = False, groups: Sequence[Any] | None = None
     ) -> SharedValues:
-        """Returns the shared values of a dataset's rows.
+        """Returns the shared values of a dataset's n rows, read through its transform and compared by a 64-bit hash.
 
-        Args:
-            dataset: n rows; its format and transform apply.
-            columns: that hold texts, the anchors' first, then the positives', then those of negatives.
-            strict: all columns count alike, and what is no text counts too, by its content.
-            groups: (n,) values of any kind, or None; rows of one group share a value. None and NaN are no group.
-
-        Returns:
-            The values, compared by a 64-bit hash.
+        `columns` hold texts: the anchors, the positives, then those of negatives. If `strict` all columns count alike,
+        and what is no text counts too, by its content. Rows of equal `groups`, (n,) values of any kind, share a value;
+        None and NaN are no group.
         """
-        rows, hashes, strong = [np.zeros(0, np.int64)], [np.zeros(0, np.uint64)], [np.zeros(0, bool)]
-        for name, (of_rows, found) in _hash_columns(dataset, columns, strict).items():
-            rows.append(of_rows)
-            hashes.append(found)
-            strong.append(np.full(len(found), strict or name in columns[:2]))
-        if groups is not None:
-            named = [(row, group) for row, group in enumerate(groups) if not _is_missing(group)]
-            rows.append(np.array([row for row, _ in named], np.int64))
-            # Another seed than the texts', so that group 7 is not the text "7".
-            hashes.append(np.array([_hash(str(group), seed=1) for _, group in named], np.uint64))
-            strong.append(np.ones(len(named), bool))
-        return cls(np.concatenate(rows), np.concatenate(hashes), np.concatenate(strong), len(dataset))
+        named = [(row, group) for row, group in enumerate(() if groups is None else groups) if not _is_missing(group)]
+        of_groups = np.array([row for row, _ in named], np.int64)
+        # Another seed than the texts', so that group 7 is not the text "7".
+        hashes = np.array([_hash(str(group), seed=1) for _, group in named], np.uint64)
+        held = [(of_groups, hashes, np.ones(len(named), bool))]
+        for name, (rows, hashes) in _hash_columns(dataset, columns, strict).items():
+            held.append((rows, hashes, np.full(len(rows), strict or name in columns[:2])))
+        rows, hashes, strong = (np.concatenate(arrays) for arrays in zip(*held, strict=True))
+        return cls(rows, hashes, strong, len(dataset))
 
     def __bool__(self) -> bool:
         """Whether any rows share a value."""
         return len(self.held.values) > 0
 
     def draw(self, order: np.ndarray, batches: int, batch_size: int) -> np.ndarray:
-        """Returns rows that fill the batches: the first of an order, no value in more rows than batches if that can be.
-
-        Args:
-            order: (n,) all rows.
-            batches: how many batches are to be filled.
-            batch_size: rows per batch.
-
-        Returns:
-            (batches * batch_size,) rows.
-        """
+        """Returns the first rows of an (n,) order that fill the batches, if possible no value twice in a batch."""
         places, entries = entries_of(self.held, order)
         strong = self.held.strong[entries]
         places, values = places[strong], self.held.values[entries][strong]
@@ -143,46 +111,29 @@ class SharedValues:
         return np.concatenate([order[~late], order[late]])[: batches * batch_size]
 
     def separate_for(self, order: np.ndarray, contrast_size: int, batch_size: int) -> np.ndarray:
-        """Returns the order with rows that share a value apart among all that they are contrasted with, if that can be.
+        """Returns the order with rows that share a value apart among all that they are contrasted with, if possible.
 
-        Args:
-            order: (m,) rows, m a multiple of `batch_size`.
-            contrast_size: rows that are contrasted with one another: a batch, or the batches that all ranks draw in one
-                step, the last of which may be cut off by the end of the order.
-            batch_size: rows per batch. Where a step of all ranks has no place for a row, at least its own batch should.
-
-        Returns:
-            (m,) the same rows.
+        `contrast_size` rows are contrasted with one another: a batch, or the batches that all ranks draw in one step,
+        the last of which may be cut off by the end of the order. Where a step of all ranks has no place for a row, at
+        least its own batch of `batch_size` should.
         """
         whole = len(order) // contrast_size * contrast_size
         order = np.concatenate([self.separate(order[:whole], contrast_size), order[whole:]])
         return self.separate(order, batch_size) if contrast_size > batch_size else order
 
     def separate(self, order: np.ndarray, batch_size: int, seed: int = 0) -> np.ndarray:
-        """Returns the order with rows exchanged between near batches until no batch holds a value twice.
+        """Returns the (m,) order with rows exchanged between near batches until no batch holds a value twice.
 
-        Where that cannot be, it is done as far as possible; `clashes` says how far it is.
-
-        Args:
-            order: (m,) rows, m a multiple of `batch_size`.
-            batch_size: rows per batch.
-            seed: see `gcbs_st.batches.separation.separate_rows`, which also says what it costs.
-
-        Returns:
-            (m,) the same rows.
+        Where that cannot be, it is done as far as possible; `clashes` says how far. m is a multiple of `batch_size`;
+        see `gcbs_st.batches.separation.separate_rows` for the cost.
         """
         return separate_rows(self.held, order, batch_size, seed) if self else order.copy()
 
     def replace_clashing(self, order: np.ndarray, batch_size: int, rng: np.random.Generator) -> np.ndarray:
         """Returns batches whose rows may recur, with rows that meet a value again replaced by random others.
 
-        Args:
-            order: (m,) rows, m a multiple of `batch_size`, distinct within a batch.
-            batch_size: rows per batch.
-            rng: draws the others. A row that nobody can replace stays.
-
-        Returns:
-            (m,) rows, distinct within a batch.
+        The (m,) order, m a multiple of `batch_size`, is distinct within a batch, and stays so. A row that no other
+        fits in the place of stays.
         """
         batches = order.reshape(-1, batch_size).copy()
         rows = len(self.held.starts) - 1
@@ -202,12 +153,7 @@ class SharedValues:
         return not find_clashes(self.held, together, len(together))[-1]
 
     def clashes(self, order: np.ndarray, batch_size: int) -> Clashes | None:
-        """Returns what meets in the batches of an order and should not; None if nothing does.
-
-        Args:
-            order: (m,) rows, m a multiple of `batch_size`.
-            batch_size: rows per batch.
-        """
+        """Returns what meets in the batches of an order and should not; None if nothing does."""
         found = find_clashes(self.held, order, batch_size) if self else np.zeros(len(order), bool)
         if not found.any():
             return None
@@ -216,22 +162,11 @@ class SharedValues:
         # Of the rows that meet another, the one with the most widespread value.
         met = np.flatnonzero(found[places])
         worst = met[np.argmax(counts[self.held.values[entries[met]]])]
-        return Clashes(
-            share=float(found.mean()),
-            holders=int(counts[self.held.values[entries[worst]]]),
-            row=int(order[places[worst]]),
-            rows=len(order),
-            batches=len(order) // batch_size,
-        )
+        holders, row = int(counts[self.held.values[entries[worst]]]), int(order[places[worst]])
+        return Clashes(float(found.mean()), holders, row, len(order), len(order) // batch_size)
 
     def name_widest(self, row: int, texts: Sequence[Any], group: Any = None) -> tuple[str, Any]:
-        """Returns what most other rows share with a row: "text" or "group", and which.
-
-        Args:
-            row: its id.
-            texts: that it holds.
-            group: that it is in.
-        """
+        """Returns what most other rows share with a row, a text or a group: "text" or "group", and which."""
         held = self.held.values[self.held.starts[row] : self.held.starts[row + 1]]
         if len(held):
             widest = self._names[held[np.argmax(np.bincount(self.held.values)[held])]]
@@ -252,36 +187,32 @@ def _hash(text: str, seed: int = 0) -> int:
 
 
 def _hash_columns(dataset: Dataset, columns: Sequence[str], strict: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By column, which rows hold something that can be compared, and (e,) its hashes."""
+    """Returns, by column, which rows hold something that can be compared, and (e,) its hashes."""
     if all(name in dataset.column_names for name in columns) and dataset.format["type"] != "custom":
         if not strict:  # straight from the files: an image beside the texts is not decoded
             columns = [name for name in columns if _holds_text(dataset.features[name])]
         dataset = dataset.with_format(None).select_columns(list(columns))
-    pieces: dict[str, list[tuple[np.ndarray, list[int]]]] = {name: [] for name in columns}
+    found = {name: [(np.zeros(0, np.int64), np.zeros(0, np.uint64))] for name in columns}
     for start in range(0, len(dataset), _READ_ROWS) if columns else ():
         block = dataset[start : start + _READ_ROWS]
-        for name, found in pieces.items():
+        for name, pieces in found.items():
             texts = [_texts_of(value, strict) for value in block[name]]
             rows = np.repeat(np.arange(start, start + len(texts)), [len(one) for one in texts])
-            found.append((rows, [_hash(text) for one in texts for text in one]))
-    nothing: tuple[np.ndarray, list[int]] = (np.zeros(0, np.int64), [])
+            pieces.append((rows, np.array([_hash(text) for one in texts for text in one], np.uint64)))
     return {
-        name: (
-            np.concatenate([rows for rows, _ in [nothing, *found]]),
-            np.array([one for _, hashes in found for one in hashes], np.uint64),
-        )
-        for name, found in pieces.items()
+        name: (np.concatenate([rows for rows, _ in pieces]), np.concatenate([hashes for _, hashes in pieces]))
+        for name, pieces in found.items()
     }
 
 
 def _holds_text(kind: Any) -> bool:
-    """Whether a column's type is texts, or lists of texts."""
+    """Returns whether a column's type is texts, or lists of texts."""
     inner = kind[0] if isinstance(kind, list) else getattr(kind, "feature", kind)
     return getattr(inner, "dtype", None) in _TEXT_TYPES
 
 
 def _texts_of(value: Any, strict: bool) -> tuple[str, ...]:
-    """What of a value is compared: a text, each text of a list; of anything else nothing, or its content."""
+    """Returns what of a value is compared: a text, each text of a list; of anything else nothing, or its content."""
     if isinstance(value, str):
         return (value,)
     if strict:
@@ -290,7 +221,7 @@ def _texts_of(value: Any, strict: bool) -> tuple[str, ...]:
 
 
 def _content_of(value: Any) -> str:
-    """A text that another value would not have: plain values as they print, as in the host; media by their bytes."""
+    """Returns a text that no other value has: plain values as they print, as in the host; media by their bytes."""
     if isinstance(value, (int, float, bool, bytes, type(None), np.generic, list, tuple, dict)):
         return str(value)
     try:

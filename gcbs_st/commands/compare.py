@@ -1,7 +1,6 @@
 """Train each arm with each seed, and compare them in pairs: scores, seconds, and time to the reference's score.
 
-Goes in: a YAML file, names of arms, seeds. Comes out: DIR/ARM/seed-K a run, DIR/comparison.json, .md and .png.
-What is finished is not run again. With --select: each setting of a sweep, scored on STS-B dev alone.
+Writes DIR/ARM/seed-K per run, and DIR/comparison.json, .md and .png; what is finished is not run again.
 """
 
 from __future__ import annotations
@@ -14,56 +13,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gcbs_st.commands.shell import make_parser, quieten, run_command, tell
+from gcbs_st.commands.shell import add_config_options, make_parser, quieten, run_command, tell
 
 EXAMPLE = """
-{program} --config configs/sts_static_multi30k.yaml \\
+{program} --config sts_static_multi30k \\
     --planners random,gcbs,bisect_guard --seeds 8 --out runs/compare_static
-{program} --config configs/sts_static_multi30k.yaml --select \\
+{program} --config sts_static_multi30k --select \\
     --planners random,bisect --sweep train.learning_rate=1e-3,2e-3 --seeds 2 --out runs/select_static
 """
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st compare") -> int:
-    """Runs the command line.
-
-    Args:
-        argv: arguments; None takes those of the process.
-        program: how the command is called.
-
-    Returns:
-        The exit code; see `gcbs_st.commands.shell`.
-    """
-    arguments = parse_arguments(argv, program)
+    """Runs the command line and returns the exit code, see `gcbs_st.commands.shell`."""
+    parser = make_parser(program, __doc__, EXAMPLE)
+    add = parser.add_argument
+    add_config_options(parser)
+    add("--planners", required=True, help="arms: names of `arms` or `runs` of the config, or planners")
+    add("--seeds", default="8", help="how many, 1..K, or a list such as 3,5,8 (one seed: 3,)")
+    add("--out", required=True, metavar="DIR", help="folder of the comparison")
+    add("--reference", default="random", help="the arm that the others are compared with")
+    add("--dev-steps", type=int, default=100, help="steps between STS-B dev scores; 0: at the end only")
+    add("--select", action="store_true", help="choose a setting for each arm, on STS-B dev alone")
+    add("--sweep", action="append", default=[], metavar="KEY=V1,V2", help="with --select: values of a key; repeatable")
+    add("--save-models", action="store_true", help="keep each run's trained model")
+    arguments = parser.parse_args(argv)
     quieten(verbose=arguments.verbose)
     typed = f"{program} {shlex.join(sys.argv[1:] if argv is None else argv)}"
     return run_command(program, lambda: _compare(arguments, typed), traceback_of_mistakes=arguments.verbose)
-
-
-def parse_arguments(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
-    """Returns the parsed command line.
-
-    Args:
-        argv: arguments; None takes those of the process.
-        program: how the command is called.
-    """
-    parser = make_parser(program, __doc__, EXAMPLE)
-    parser.add_argument("--config", required=True, help="YAML file, see configs/")
-    parser.add_argument("--planners", required=True, help="arms: names of `arms` or `runs` of the config, or planners")
-    parser.add_argument("--seeds", default="8", help="how many, 1..K, or a list such as 3,5,8 (one seed: 3,)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the comparison")
-    parser.add_argument("--reference", default="random", help="the arm that the others are compared with")
-    parser.add_argument(
-        "--dev-steps", type=int, default=100, help="steps between STS-B dev scores; 0: at the end only"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the config")
-    parser.add_argument("--select", action="store_true", help="choose a setting for each arm, on STS-B dev alone")
-    parser.add_argument(
-        "--sweep", action="append", default=[], metavar="KEY=V1,V2", help="with --select: values of a key; repeatable"
-    )
-    parser.add_argument("--save-models", action="store_true", help="keep each run's trained model")
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks and the libraries' messages")
-    return parser.parse_args(argv)
 
 
 def _compare(arguments: argparse.Namespace, typed: str) -> None:
@@ -109,7 +85,3 @@ def _draw(content: dict[str, Any], folder: Path) -> None:
         tell(f"No pictures were drawn: {error}, and run the command again.")
         return
     tell(f"Pictures: {', '.join(map(str, files))}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

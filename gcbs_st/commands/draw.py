@@ -1,13 +1,11 @@
-"""Draw the similarities of the rows that share batches, a panel a planner, or planners compared, as a PNG.
+"""Draw the similarities of the rows that share batches, one panel per planner, or planners compared, as a PNG.
 
-Goes in: two .npy arrays, or measurements of planners. Comes out: bright squares where similar rows meet, or what
-each planner closes of the gap against its seconds.
+Similar rows that meet show as bright squares; planners are compared by what they close of the gap in their seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,44 +18,24 @@ EXAMPLE = """
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st draw") -> int:
-    """Runs the command line.
-
-    Args:
-        argv: arguments; None takes those of the process.
-        program: how the command is called.
-
-    Returns:
-        The exit code; see `gcbs_st.commands.shell`.
-    """
-    arguments = parse_arguments(argv, program)
-    return run_command(program, lambda: _draw_measured(arguments) if arguments.measured else _draw_rows(arguments))
-
-
-def parse_arguments(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
-    """Returns the parsed command line.
-
-    Args:
-        argv: arguments; None takes those of the process.
-        program: how the command is called.
-    """
+    """Runs the command line and returns the exit code, see `gcbs_st.commands.shell`."""
     parser = make_parser(program, __doc__, EXAMPLE)
+    add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--anchors", metavar="A.npy", help="(n, d) .npy, unit rows; with the two options that follow")
     source.add_argument(
-        "--measured",
-        metavar="FILE",
-        help="what benchmark_planners.py --json wrote, or a JSON line for each call of plan_batches.py (gcbs-st plan)",
+        "--measured", metavar="FILE", help="from benchmarks/planners.py --json, or lines of gcbs-st plan"
     )
-    parser.add_argument("--positives", metavar="P.npy", help="(n, d) .npy; row i is the positive of anchor i")
-    parser.add_argument("--batch-size", type=int, metavar="B", help="rows a batch")
-    parser.add_argument("--planners", help="names, separated by commas (default: all)")
-    parser.add_argument("--batches", type=int, default=8, help="batches a panel shows (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--out", required=True, help="the .png file")
+    add("--positives", metavar="P.npy", help="(n, d) .npy; row i is the positive of anchor i")
+    add("--batch-size", type=int, metavar="B", help="rows per batch")
+    add("--planners", help="names, separated by commas (default: all)")
+    add("--batches", type=int, default=8, help="batches per panel (default: %(default)s)")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--out", required=True, help="the .png file")
     arguments = parser.parse_args(argv)
     if arguments.anchors and (arguments.positives is None or arguments.batch_size is None):
         parser.error("--anchors goes with --positives and --batch-size")
-    return arguments
+    return run_command(program, lambda: _draw_measured(arguments) if arguments.measured else _draw_rows(arguments))
 
 
 def _draw_rows(arguments: argparse.Namespace) -> None:
@@ -82,7 +60,3 @@ def _draw_measured(arguments: argparse.Namespace) -> None:
     from gcbs_st.reports.charts.planner_chart import planner_chart, read_measurements
 
     write_bytes(Path(arguments.out), planner_chart(read_measurements(Path(arguments.measured))))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

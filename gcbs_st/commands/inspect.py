@@ -1,13 +1,9 @@
-"""Write one HTML page that shows which texts share a batch, and which of them are probably false negatives.
-
-Goes in: a run's folder, a checkpoint, or saved embeddings with an order and texts. Comes out: a page that needs no network.
-"""
+"""Write one HTML page that shows which texts share a batch, and which of them are probably false negatives."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,40 +18,28 @@ EXAMPLE = """
 {program} --checkpoint runs/sts/bisect/checkpoint-500 --out batches.html
 {program} --anchors A.npy --positives P.npy --order order.npy --batch-size 64 --texts T.jsonl --out batches.html
 """
+NO_CHARTS = "Charts of the run are left out: they need matplotlib (pip install 'gcbs_st[report]')."
 _FILES = ("anchors", "positives", "order", "batch_size", "texts")
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st inspect") -> int:
-    """Runs the command line.
-
-    Args:
-        argv: arguments; None takes those of the process.
-        program: how the command is called.
-
-    Returns:
-        The exit code; see `gcbs_st.commands.shell`. Of what cannot be inspected no page is written.
-    """
+    """Runs the command line and returns the exit code, see `gcbs_st.commands.shell`."""
     parser = make_parser(program, __doc__, EXAMPLE)
+    add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", metavar="FOLDER", help="of a finished run: config.yaml, results.json, model/, plans/")
-    source.add_argument("--checkpoint", metavar="FOLDER", help="holds gcbs_plan.npz")
-    source.add_argument("--anchors", metavar="A.npy", help="(n, d) unit rows; with the four options that follow")
-    parser.add_argument("--positives", metavar="P.npy", help="(n, d); row i is the positive of anchor i")
-    parser.add_argument("--order", metavar="O.npy", help="(n,) integers, each row once; blocks are batches")
-    parser.add_argument("--batch-size", type=int, metavar="B", help="rows a batch")
-    parser.add_argument(
-        "--texts",
-        metavar="T.jsonl",
-        help="a line a row with anchor and positive; for folders only if the corpus is gone",
-    )
-    parser.add_argument("--record", metavar="FILE", help="with --anchors: the JSON line that planning printed")
-    parser.add_argument("--scale", type=float, help="with --anchors: 1 / temperature of the loss (default: 20)")
-    parser.add_argument("--step", type=int, help="with --run: the plan that was in force then (default: the last one)")
-    parser.add_argument("--dataset", help="with --checkpoint: which of several datasets")
-    parser.add_argument(
-        "--max-rows", type=int, help="with folders: encode so many rows at most (default: 65536 static, 4096 else)"
-    )
-    parser.add_argument("--out", required=True, metavar="PAGE.html", help="the page")
+    source.add_argument("--run", type=Path, metavar="FOLDER", help="of a finished run")
+    source.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="holds gcbs_plan.npz")
+    source.add_argument("--anchors", type=Path, metavar="A.npy", help="(n, d) unit rows; with the next four options")
+    add("--positives", type=Path, metavar="P.npy", help="(n, d); row i is the positive of anchor i")
+    add("--order", type=Path, metavar="O.npy", help="(n,) integers, each row once; blocks are batches")
+    add("--batch-size", type=int, metavar="B", help="rows per batch")
+    add("--texts", type=Path, metavar="T.jsonl", help="anchor and positive per row; for folders if the corpus is gone")
+    add("--record", type=Path, metavar="FILE", help="with --anchors: the JSON line that planning printed")
+    add("--scale", type=float, help="with --anchors: 1 / temperature of the loss (default: 20)")
+    add("--step", type=int, help="with --run: the plan that was in force then (default: the last one)")
+    add("--dataset", help="with --checkpoint: which of several datasets")
+    add("--max-rows", type=int, help="with folders: encode at most that many rows (default: 65536 static, 4096 else)")
+    add("--out", required=True, metavar="PAGE.html", help="the page")
     arguments = parser.parse_args(argv)
     quieten()
     return run_command(program, lambda: _inspect(arguments))
@@ -68,8 +52,13 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
     inspected = open_inspected(arguments)
     content = make_content(inspected)
-    charts, missing = draw_charts(inspected.log_history)
-    content["notes"] += missing
+    charts: dict[str, bytes] = {}
+    try:
+        from gcbs_st.reports.charts.charts import run_charts
+
+        charts = run_charts(inspected.log_history) if inspected.log_history else {}
+    except ImportError:
+        content["notes"].append(NO_CHARTS)
     page = batches_page(content, charts)
     write_text(Path(arguments.out), page)
     shown = sum(len(group["batches"]) for group in content["groups"])
@@ -78,18 +67,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def open_inspected(arguments: argparse.Namespace) -> Inspected:
-    """Returns what the arguments name.
-
-    Args:
-        arguments: of the command line.
-
-    Returns:
-        The plan and its run.
-
-    Raises:
-        ValueError: options that do not go together, or what the folder or files hold cannot be inspected.
-        FileNotFoundError: a corpus that is not there.
-    """
+    """Returns the plan and its run; raises a ValueError if options do not go together."""
     from gcbs_st.planners.quality import SCALE
     from gcbs_st.reports.inspection.inspected import open_checkpoint, open_files, open_run
 
@@ -106,39 +84,20 @@ def open_inspected(arguments: argparse.Namespace) -> Inspected:
         raise ValueError(f"--max-rows: got {arguments.max_rows}, expected at least 1.")
     if arguments.scale is not None and not 0 < arguments.scale < float("inf"):
         raise ValueError(f"--scale: got {arguments.scale}, expected a number above 0.")
-    texts = None if arguments.texts is None else Path(arguments.texts)
+    texts = {"texts": arguments.texts, "max_rows": arguments.max_rows}
     if kind == "run":
-        return open_run(Path(arguments.run), step=arguments.step, texts=texts, max_rows=arguments.max_rows)
+        return open_run(arguments.run, step=arguments.step, **texts)
     if kind == "checkpoint":
-        folder = Path(arguments.checkpoint)
-        return open_checkpoint(folder, texts=texts, dataset=arguments.dataset, max_rows=arguments.max_rows)
+        return open_checkpoint(arguments.checkpoint, dataset=arguments.dataset, **texts)
     if missing := [name for name in _FILES if getattr(arguments, name) is None]:
-        raise ValueError(
-            f"--anchors goes with {', '.join(map(_option, _FILES[1:]))}; {_option(missing[0])} is missing."
-        )
-    return open_files(
-        Path(arguments.anchors),
-        Path(arguments.positives),
-        Path(arguments.order),
-        arguments.batch_size,
-        Path(arguments.texts),
-        record=None if arguments.record is None else Path(arguments.record),
-        scale=SCALE if arguments.scale is None else arguments.scale,
-    )
+        others = ", ".join(map(_option, _FILES[1:]))
+        raise ValueError(f"--anchors goes with {others}; {_option(missing[0])} is missing.")
+    scale = SCALE if arguments.scale is None else arguments.scale
+    return open_files(*(getattr(arguments, name) for name in _FILES), record=arguments.record, scale=scale)
 
 
 def make_content(inspected: Inspected) -> dict[str, Any]:
-    """Returns the content of the page, without its charts.
-
-    Args:
-        inspected: the plan and its run.
-
-    Returns:
-        What `gcbs_st.reports.html.batches_page` takes.
-
-    Raises:
-        ValueError: embeddings or texts that cannot be inspected.
-    """
+    """Returns the content of the page for `gcbs_st.reports.html.batches_page`."""
     from gcbs_st.reports.inspection.inspector import inspect_plan
     from gcbs_st.reports.inspection.plan_table import plan_table
 
@@ -150,28 +109,5 @@ def make_content(inspected: Inspected) -> dict[str, Any]:
     }
 
 
-def draw_charts(log_history: Sequence[Mapping[str, Any]]) -> tuple[dict[str, bytes], list[str]]:
-    """Returns the charts of a run by title, or a note why there are none.
-
-    Args:
-        log_history: what the run logged.
-
-    Returns:
-        The PNGs, and notes for the page.
-    """
-    if not log_history:
-        return {}, []
-    try:
-        from gcbs_st.reports.charts.charts import run_charts
-
-        return run_charts(log_history), []
-    except ImportError:
-        return {}, ["Charts of the run are left out: they need matplotlib (pip install 'gcbs_st[report]')."]
-
-
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Plan the batches of saved embeddings, write the order, and print one JSON line that says how good it is.
 
-Goes in: two .npy arrays. Comes out: an .npy order whose consecutive blocks are the batches, and its quality.
+Consecutive blocks of the order are the batches.
 """
 
 from __future__ import annotations
@@ -30,44 +30,20 @@ EXAMPLE = """
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st plan") -> int:
-    """Runs the command line.
-
-    Args:
-        argv: arguments; None takes those of the process.
-        program: how the command is called.
-
-    Returns:
-        The exit code; see `gcbs_st.commands.shell`.
-    """
-    arguments = parse_arguments(argv, program)
-    return run_command(program, lambda: _plan(arguments))
-
-
-def parse_arguments(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
-    """Returns the parsed command line.
-
-    Args:
-        argv: arguments; None takes those of the process.
-        program: how the command is called.
-    """
+    """Runs the command line and returns the exit code, see `gcbs_st.commands.shell`."""
     parser = make_parser(program, __doc__, EXAMPLE)
-    parser.add_argument("--anchors", required=True, help="(n, d) .npy, unit rows, float16 or float32")
-    parser.add_argument("--positives", required=True, help="(n, d) .npy; row i is the positive of anchor i")
-    parser.add_argument("--batch-size", type=int, required=True, help="rows a batch")
-    parser.add_argument("--planner", required=True, help="gcbs, random, ...")
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="of the planner; may be repeated"
-    )
-    parser.add_argument("--groups", help="(n,) .npy of integers; rows of one group never share a batch")
-    parser.add_argument(
-        "--scale",
-        type=float,
-        default=20.0,
-        help="1 / temperature that the plan is made for and judged at (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--out", required=True, help=".npy file of the order")
-    return parser.parse_args(argv)
+    add = parser.add_argument
+    add("--anchors", required=True, help="(n, d) .npy, unit rows, float16 or float32")
+    add("--positives", required=True, help="(n, d) .npy; row i is the positive of anchor i")
+    add("--batch-size", type=int, required=True, help="rows per batch")
+    add("--planner", required=True, help="gcbs, random, ...")
+    add("--option", action="append", default=[], metavar="KEY=VALUE", help="of the planner; may be repeated")
+    add("--groups", help="(n,) .npy of integers; rows of one group never share a batch")
+    add("--scale", type=float, default=20.0, help="1 / temperature of the loss (default: %(default)s)")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--out", required=True, help=".npy file of the order")
+    arguments = parser.parse_args(argv)
+    return run_command(program, lambda: _plan(arguments))
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -103,17 +79,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def parse_option(text: str) -> tuple[str, object]:
-    """Returns key and value of KEY=VALUE, the value as YAML reads it.
-
-    Args:
-        text: What --option was given.
-
-    Returns:
-        The pair.
-
-    Raises:
-        ValueError: no equals sign.
-    """
+    """Returns key and value of KEY=VALUE, the value as YAML reads it; raises a ValueError without an equals sign."""
     import yaml
 
     key, sign, value = text.partition("=")
@@ -135,7 +101,3 @@ def _keep_apart(groups: SharedValues, order: np.ndarray, batch_size: int) -> np.
             file=sys.stderr,
         )
     return np.concatenate([separated, order[whole:]])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

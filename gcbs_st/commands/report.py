@@ -1,14 +1,12 @@
 """Write a report over finished runs: one HTML page and one Markdown text, with charts.
 
-Goes in: folders of runs, of experiments or of comparisons. Comes out: DIR/report.html, which needs nothing else,
-DIR/report.md, and the charts that it shows in DIR/report_charts/.
+DIR/report.html needs nothing else; DIR/report.md shows the charts of DIR/report_charts/.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,15 +19,7 @@ EXAMPLE = """
 
 
 def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st report") -> int:
-    """Runs the command line.
-
-    Args:
-        argv: arguments; None takes those of the process.
-        program: how the command is called.
-
-    Returns:
-        The exit code; see `gcbs_st.commands.shell`.
-    """
+    """Runs the command line and returns the exit code, see `gcbs_st.commands.shell`."""
     parser = make_parser(program, __doc__, EXAMPLE)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, of an experiment or of a comparison")
     parser.add_argument("--out", default="runs/report", metavar="DIR", help="default: %(default)s")
@@ -64,7 +54,3 @@ def _report(arguments: argparse.Namespace) -> None:
 
 def _file_name(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

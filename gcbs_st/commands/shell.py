@@ -1,6 +1,4 @@
-"""What every command does alike with the shell: its parser, its messages on stderr, its exit code.
-
-Exit codes, which scripts may rely on:
+"""What all commands share: the parser, messages on stderr, and exit codes, which scripts may rely on.
 
 0    what was asked for is done
 1    the work ran and something in it failed: a full disk, memory, a defect of this package
@@ -24,22 +22,19 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+# Of the packages that only the commands need; the trainers do without.
+_BENCH_MODULES, _BENCH_ADVICE = ("joblib", "yaml"), "; run: pip install 'gcbs_st[bench]'"
 # These come from the machine and not from what was typed.
 _MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 
 def make_parser(program: str, description: str | None, example: str) -> argparse.ArgumentParser:
-    """Returns the parser of a command; its `--help` shows an example.
+    """Returns a parser whose `--help` shows the description's first line and an example.
 
-    Args:
-        program: how the command is called, such as `gcbs-st plan` or `python scripts/plan_batches.py`.
-        description: the docstring of its module, of which the first line is shown.
-        example: lines in which `{program}` stands for the program.
-
-    Returns:
-        A parser without arguments; it ends the process with code 2 on a mistake.
+    In the example `{program}` stands for how the command is called, such as `python scripts/plan_batches.py`.
     """
     lines = "\n".join(f"  {line}" for line in example.strip("\n").replace("{program}", program).split("\n"))
     return argparse.ArgumentParser(
@@ -47,20 +42,32 @@ def make_parser(program: str, description: str | None, example: str) -> argparse
         description=(description or "").split("\n")[0],
         epilog=f"example:\n{lines}\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a shortened option would mean another one when there are more
     )
 
 
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of all commands that read a configuration."""
+    add = parser.add_argument
+    add("--config", required=True, help="YAML file, or the name of one of the package, see configs/")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, such as train.seed=1")
+    add("--verbose", action="store_true", help="show tracebacks and the libraries' messages")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of all commands that score a model."""
+    parser.add_argument(
+        "--model", required=True, help="hub name or folder, or package:DISTRIBUTION for a packaged model"
+    )
+    parser.add_argument("--batch-size", type=int, default=128, help="texts per forward pass (default: %(default)s)")
+    parser.add_argument("--device", help="e.g. cpu or cuda:0 (default: chosen by the library)")
+
+
 def run_command(program: str, work: Callable[[], int | None], *, traceback_of_mistakes: bool = False) -> int:
-    """Returns the exit code of a command after doing its work; see the top of this module.
+    """Does the work of a command, and returns its exit code: what the work returns, 0 for None.
 
-    Args:
-        program: that a message begins with.
-        work: what the command does. A `ValueError`, `TypeError`, `OSError` or `ImportError` that it raises is a
-            mistake of the user's, whose message is shown in one line.
-        traceback_of_mistakes: show where it was raised as well, as `GCBS_ST_DEBUG` does.
-
-    Returns:
-        What the work returns, 0 for None.
+    A `ValueError`, `TypeError`, `OSError` or `ImportError` is a mistake of the user's, whose message is shown in one
+    line, with its traceback if asked for. Messages begin with `program`.
     """
     try:
         return work() or DONE
@@ -74,7 +81,8 @@ def run_command(program: str, work: Callable[[], int | None], *, traceback_of_mi
     except (ValueError, TypeError, OSError, ImportError) as error:
         if traceback_of_mistakes or os.environ.get("GCBS_ST_DEBUG", "0") not in ("", "0"):
             traceback.print_exc()
-        tell(f"{program}: error: {one_line(error)}")
+        missing = isinstance(error, ModuleNotFoundError) and error.name in _BENCH_MODULES
+        tell(f"{program}: error: {one_line(error)}{_BENCH_ADVICE if missing else ''}")
         return FAILED if isinstance(error, OSError) and error.errno in _MACHINE else MISTAKE
     except Exception as error:
         # Not what a user can mend by typing something else: what is needed is where it happened.
@@ -86,34 +94,21 @@ def run_command(program: str, work: Callable[[], int | None], *, traceback_of_mi
 def one_line(error: BaseException) -> str:
     r"""Returns an error's message in one line, its type where it has none.
 
-    Args:
-        error: any.
-
-    Example:
-        >>> one_line(ValueError("two\n   lines")), one_line(ValueError())
-        ('two lines', 'ValueError')
+    >>> one_line(ValueError("two\n   lines")), one_line(ValueError())
+    ('two lines', 'ValueError')
     """
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def tell(line: str) -> None:
-    """Writes a line to stderr at once.
-
-    Args:
-        line: without its end.
-    """
+    """Writes a line to stderr at once."""
     print(line, file=sys.stderr, flush=True)
 
 
 def print_scores(score: Callable[[], Mapping[str, float]], *, as_json: bool) -> None:
-    """Prints scores on stdout, and nothing else there: what libraries print goes to stderr.
-
-    Args:
-        score: gives name -> value.
-        as_json: one JSON object instead of a line a score.
-    """
+    """Prints what `score` returns on stdout, to two decimals; what libraries print meanwhile goes to stderr."""
     with contextlib.redirect_stdout(sys.stderr):
-        scores = score()
+        scores = {name: round(value, 2) for name, value in score().items()}
     if as_json:
         print(json.dumps(scores))
     else:
@@ -121,22 +116,27 @@ def print_scores(score: Callable[[], Mapping[str, float]], *, as_json: bool) -> 
         print("\n".join(f"{name:<{width}}  {value:6.2f}" for name, value in scores.items()))
 
 
-def quieten_loading() -> None:
-    """Silences warnings and bars of a model's loading: they would bury the one line that explains an error."""
+def check_model_options(arguments: argparse.Namespace) -> None:
+    """Raises a ValueError for a batch size below 1, before anything is loaded."""
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size: got {arguments.batch_size}, expected at least 1")
+
+
+def open_model(arguments: argparse.Namespace) -> Any:
+    """Opens the model of `add_model_options`, without the libraries' warnings and bars: they would bury an error."""
     from transformers.utils import logging as transformers_logging
+
+    from gcbs_st.models import load
 
     for library in ("sentence_transformers", "huggingface_hub"):
         logging.getLogger(library).setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    return load.open_model(arguments.model, arguments.device)
 
 
 def quieten(*, verbose: bool = False) -> None:
-    """Silences what libraries say of themselves: it would bury the one line that matters.
-
-    Args:
-        verbose: let them talk.
-    """
+    """Silences what libraries report, unless verbose: it would bury the one line that matters."""
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     if not verbose:
@@ -145,14 +145,7 @@ def quieten(*, verbose: bool = False) -> None:
 
 
 def call_of(command: str) -> str:
-    """Returns how a command is called from here, to be pasted into this shell.
-
-    Args:
-        command: such as `inspect`.
-
-    Returns:
-        `gcbs-st inspect`, with the folder of this Python where the shell would not find it.
-    """
+    """Returns how to call a command from this shell: `gcbs-st inspect`, with its folder if it is not on the PATH."""
     if shutil.which("gcbs-st"):
         return f"gcbs-st {command}"
     # Not resolved: in an environment the link lies beside gcbs-st, the interpreter elsewhere.

@@ -1,5 +1,5 @@
 """Where rows come from: files, the hub, installed packages.
 
-In: a configuration of a corpus. Out: a `Dataset` of text columns.
-May import: `rows`.
+In: a corpus block of a configuration. Out: a `Dataset` of text columns.
+May import: `rows`, `files`.
 """

@@ -1,8 +1,4 @@
-"""Pairs for code search from installed Python distributions: what a function is for, and the function without that.
-
-In: the ``.py`` files of the installed distributions, read and parsed but never imported.
-Out: (summary, function) pairs, split into train, dev and test so that no distribution is in two of them.
-Why: real code-search pairs that are already on the machine, some ten thousands beside torch, transformers and scipy.
+"""Code-search pairs from installed Python distributions: a function's summary, and the function without its docstring.
 
 The filters are those of CodeSearchNet (Husain et al., arXiv 1909.09436, section 2): a summary of three words or
 more, a function of three lines or more, no tests, no constructors and other special methods, no near-duplicates; and
@@ -17,7 +13,6 @@ import inspect
 import logging
 import re
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
@@ -59,26 +54,14 @@ Pairs = list[tuple[str, str]]
 def load_code_pairs(
     distributions: Sequence[str] | None = None, *, distributions_path: Sequence[str] | None = None
 ) -> dict[str, Pairs]:
-    """Return the (summary, function) pairs of each split.
+    """Returns the (summary, function) pairs of each split, sorted by distribution, summary and function.
 
-    Each text stands once on its side, in all splits together, and so do near-duplicates of it. Where two
-    distributions hold the same, test keeps it before dev, and dev before train: so a split of a distribution does
-    not depend on what else is installed, and what test and dev hold does not depend on the training part.
-    What was parsed is kept on disk for each version of a distribution.
-
-    Args:
-        distributions: names of the distributions to read; all but this package when None.
-        distributions_path: folders to look for distributions in; ``sys.path`` when None.
-
-    Returns:
-        Pairs of "test", "dev" and "train", sorted by distribution, summary and function; any may be empty.
-
-    Raises:
-        ValueError: a name in `distributions` is not installed.
+    Each text stands once on its side, in all splits together, and so do near-duplicates of it. Of two distributions
+    that hold the same, test keeps it before dev, and dev before train: so what test and dev hold does not depend on
+    the training part. The arguments are those of `gcbs_st.corpora.installed.find_distributions`.
     """
     chosen = find_distributions(distributions, distributions_path)
     versions = [(name, distribution.version) for name, distribution in chosen.items()]
-    begin = time.perf_counter()
 
     def select() -> Rows:
         rows = []
@@ -87,7 +70,7 @@ def load_code_pairs(
             parsed = cached_rows(f"functions-{name}", key, 2, partial(_parse, distribution))
             rows += [(split_of(name), name, *pair) for pair in parsed]
         kept = unique_rows(rows)
-        logger.info("found %d code pairs in %.1f seconds", len(kept), time.perf_counter() - begin)
+        logger.info("found %d code pairs", len(kept))
         return kept
 
     shares = [SALT, TEST_PARTS, DEV_PARTS]
@@ -99,26 +82,15 @@ def load_code_pairs(
 
 
 def split_of(distribution: str) -> str:
-    """Return the split that a distribution belongs to, whatever else is installed.
-
-    Args:
-        distribution: its normalised name.
-
-    Returns:
-        "train", "dev" or "test".
-    """
+    """Returns the split of a distribution by its normalised name, whatever else is installed."""
     part = int.from_bytes(hashlib.sha256(f"{SALT}:{distribution}".encode()).digest()[:8]) % 100
     return "test" if part < TEST_PARTS else "dev" if part < DEV_PARTS else "train"
 
 
 def unique_rows(rows: Sequence[tuple[str, ...]]) -> Rows:
-    """Return the rows without those whose summary or function is that of an earlier one, or nearly.
+    """Returns the rows without those whose summary or function is that of an earlier one, or nearly.
 
-    Args:
-        rows: (split, distribution, summary, function), in any order.
-
-    Returns:
-        The rows that stay, in the order of `SPLITS`, then of distribution, summary and function.
+    Rows are (split, distribution, summary, function); they return in the order of `SPLITS`, then of the other fields.
     """
     rows = sorted(set(rows), key=lambda row: (SPLITS.index(row[0]), *row[1:]))
     alike = [np.empty((0, 2), dtype=np.int64)]
@@ -129,17 +101,11 @@ def unique_rows(rows: Sequence[tuple[str, ...]]) -> Rows:
 
 
 def pairs_of_source(source: str) -> Iterator[tuple[str, str]]:
-    """Yield (summary, function without its docstring) of each function of a source text that passes the filters.
+    """Yields (summary, function without its docstring) of each function of a source text that passes the filters.
 
     Parsing whole files would take minutes, so only the functions are parsed whose docstring begins with a summary.
     A function whose end cannot be told from the indentation, as with a string that goes on further left, is left
     out: what was cut off does not parse.
-
-    Args:
-        source: text of a ``.py`` file. It is parsed, not run.
-
-    Yields:
-        The summary in one line; the function from its ``def`` on, not indented, without decorators.
     """
     if GENERATED.search(source, 0, GENERATED_WITHIN):
         return
@@ -202,6 +168,5 @@ def _is_stub(statement: ast.stmt) -> bool:
 
 
 def _parse(distribution: Distribution) -> Rows:
-    """The pairs of all files of a distribution, sorted."""
     files = [file for file in python_files([distribution]) if not GENERATED_FILE.fullmatch(file.stem)]
     return [*sorted(parse_files(files, pairs_of_source))]

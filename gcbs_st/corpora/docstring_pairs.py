@@ -1,9 +1,6 @@
-"""Pairs of texts that belong together, from the docstrings of installed Python distributions.
+"""Pairs of a docstring's first sentence and the prose after it, from the installed Python distributions.
 
-In: the ``.py`` files of the installed distributions, read and parsed but never imported.
-Out: a sorted list of (summary, paragraph) pairs: a docstring's first sentence and the prose that follows it.
-Why: training text that is already on the machine, some 20,000 pairs beside torch, transformers and scipy, so that
-an experiment can be run where no data set can be downloaded. The result depends only on what is installed.
+Training text that is already on the machine: some 20,000 pairs beside torch, transformers and scipy.
 """
 
 from __future__ import annotations
@@ -14,7 +11,6 @@ import itertools
 import logging
 import re
 import sys
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -75,27 +71,16 @@ FUNCTION_WORDS = frozenset(
 def load_docstring_pairs(
     distributions: Sequence[str] | None = None, *, distributions_path: Sequence[str] | None = None
 ) -> list[tuple[str, str]]:
-    """Return the (summary, paragraph) pairs of the installed distributions, sorted, each text once on its side.
+    """Returns the (summary, paragraph) pairs of the installed distributions, sorted, each text once on its side.
 
-    Pairs are kept on disk, so only the first call after an installation reads the files.
-
-    Args:
-        distributions: names of the distributions to read; all but this package when None.
-        distributions_path: folders to look for distributions in; ``sys.path`` when None.
-
-    Returns:
-        Pairs in alphabetical order, which does not depend on the order of the files.
-
-    Raises:
-        ValueError: a name in `distributions` is not installed.
+    Pairs are kept on disk, so only the first call after an installation reads the files. The arguments are those of
+    `gcbs_st.corpora.installed.find_distributions`.
     """
     chosen = find_distributions(distributions, distributions_path)
 
     def parse() -> list[tuple[str, ...]]:
-        start = time.perf_counter()
-        logger.info("reading the docstrings of %d distributions", len(chosen))
         pairs = unique_pairs(parse_files(python_files(chosen.values()), pairs_of_source))
-        logger.info("found %d docstring pairs in %.1f seconds", len(pairs), time.perf_counter() - start)
+        logger.info("found %d docstring pairs", len(pairs))
         return [*pairs]
 
     key = [FORMAT_VERSION, sys.version_info[:2], [(name, found.version) for name, found in chosen.items()]]
@@ -103,15 +88,9 @@ def load_docstring_pairs(
 
 
 def pairs_of_source(source: str) -> Iterator[tuple[str, str]]:
-    """Yield the pair of every module, class and function of a Python source text that has one.
+    """Yields the (summary, paragraph) pair of each module, class and function of a `.py` file's text that has one.
 
     Parsing whole files takes minutes, so only the definitions whose docstring holds a pair are parsed.
-
-    Args:
-        source: text of a ``.py`` file. It is parsed, not run.
-
-    Yields:
-        (summary, paragraph).
     """
     for quotes in ('"""', "'''"):
         parts = source.split(quotes)
@@ -126,15 +105,10 @@ def pairs_of_source(source: str) -> Iterator[tuple[str, str]]:
 
 
 def pair_of_docstring(docstring: str) -> tuple[str, str] | None:
-    """Return a docstring's first sentence and the prose that follows it, or None.
+    """Returns a docstring's first sentence and the English prose that follows it, in one line each, or None.
 
-    The prose is the rest of the first paragraph, or else the next paragraph, or else the first one of the notes.
-
-    Args:
-        docstring: a docstring without its indentation (``inspect.cleandoc``).
-
-    Returns:
-        (summary, paragraph) in one line each without markup, or None if either is missing or is not English prose.
+    The prose is the rest of the first paragraph, or else the next paragraph, or else the first one of the notes. The
+    docstring has no indentation (`inspect.cleandoc`).
     """
     first, *blocks = BLANK_LINES.split(DESCRIPTION_HEADING.sub("", docstring))
     summary, *rest = SENTENCE_END.split(_plain_text(first))
@@ -157,14 +131,7 @@ def pair_of_docstring(docstring: str) -> tuple[str, str] | None:
 
 
 def summary_of_docstring(docstring: str) -> str | None:
-    """Return a docstring's first sentence, or None.
-
-    Args:
-        docstring: a docstring without its indentation (``inspect.cleandoc``).
-
-    Returns:
-        One line without markup, or None if it is not English prose of 3 to 40 words.
-    """
+    """Returns a docstring's first sentence without markup, or None if it is not English prose of 3 to 40 words."""
     first = BLANK_LINES.split(DESCRIPTION_HEADING.sub("", docstring), maxsplit=1)[0]
     summary = SENTENCE_END.split(_plain_text(first), maxsplit=1)[0]
     if not _is_prose(summary, SUMMARY_WORDS):
@@ -175,14 +142,7 @@ def summary_of_docstring(docstring: str) -> str | None:
 
 
 def unique_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the pairs in alphabetical order, each summary and each paragraph once.
-
-    Args:
-        pairs: (summary, paragraph) in any order.
-
-    Returns:
-        The first pair of each text; texts that differ in case or white space only count as the same.
-    """
+    """Returns the pairs in alphabetical order, each text once on its side, whatever its case and white space."""
     kept = []
     summaries: set[str] = set()
     paragraphs: set[str] = set()
@@ -196,10 +156,7 @@ def unique_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def _plain_text(block: str) -> str:
-    """Return the prose at the start of a block of lines, in one line without light markup.
-
-    It ends before the first list item, field, table row or line of code, so it may be empty.
-    """
+    """The prose before the first list item, field, table row or line of code, in one line without light markup."""
     if MARKUP_SIGN.search(block):  # saves a third of the time
         for pattern, replacement in MARKUP:
             block = pattern.sub(replacement, block)
@@ -208,7 +165,7 @@ def _plain_text(block: str) -> str:
 
 
 def _is_prose(text: str, words: tuple[int, int]) -> bool:
-    """Return whether a line of `words` (least, most) words has few names and numbers, and no code."""
+    """Whether a line of `words` (least, most) words has few names and numbers, and no code."""
     tokens = text.split()
     if not words[0] <= len(tokens) <= words[1] or not text[0].isalpha() or NOT_PROSE.search(text):
         return False
@@ -218,7 +175,7 @@ def _is_prose(text: str, words: tuple[int, int]) -> bool:
 
 
 def _parsed_docstring(definition: str) -> str:
-    """Return the docstring of a class, function or module whose text ends with it; empty if it has none."""
+    """The docstring of a class, function or module whose text ends with it; empty if it has none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's strings

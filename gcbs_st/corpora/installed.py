@@ -1,8 +1,4 @@
-"""The installed Python distributions: which they are, which of their files are read, and what is found in these.
-
-In: names, or none for all. Out: the distributions, their ``.py`` files, and the pairs that a function finds in the
-files' texts. Nothing is imported or run. Files are read by all cores: parsing is what takes time.
-"""
+"""Finds the installed Python distributions, and reads their `.py` files on all cores, without importing them."""
 
 from __future__ import annotations
 
@@ -34,17 +30,10 @@ Pairs = set[tuple[str, str]]
 def find_distributions(
     names: Sequence[str] | None, path: Sequence[str] | None = None
 ) -> dict[str, importlib.metadata.Distribution]:
-    """Return the installed distributions by normalised name, sorted by it, without this package.
+    """Returns normalised name -> installed distribution, sorted by name, without this package.
 
-    Args:
-        names: the wanted ones in any spelling; all when None.
-        path: folders to look in; ``sys.path`` when None.
-
-    Returns:
-        Normalised name to distribution.
-
-    Raises:
-        ValueError: a wanted name is not installed.
+    `names` are the wanted ones in any spelling, None for all; `path` has the folders to look in, None for `sys.path`.
+    Raises a ValueError if a wanted one is not installed.
     """
     found: dict[str, importlib.metadata.Distribution] = {}
     for distribution in importlib.metadata.distributions(path=list(sys.path if path is None else path)):
@@ -60,14 +49,7 @@ def find_distributions(
 
 
 def python_files(distributions: Iterable[importlib.metadata.Distribution]) -> Iterator[Path]:
-    """Yield the ``.py`` files to read, without tests and vendored packages.
-
-    Args:
-        distributions: installed ones.
-
-    Yields:
-        Files in an order that depends only on their names.
-    """
+    """Yields the `.py` files to read, without tests and vendored packages; their order depends only on their names."""
     for distribution in distributions:
         for file in sorted(distribution.files or []):
             folders = SKIPPED_FOLDERS.union([".."])  # outside of site-packages: scripts
@@ -76,15 +58,7 @@ def python_files(distributions: Iterable[importlib.metadata.Distribution]) -> It
 
 
 def parse_files(files: Iterable[Path], parse: Callable[[str], Iterable[tuple[str, str]]]) -> Pairs:
-    """Return the pairs of all files, found by all cores; files that cannot be read are skipped.
-
-    Args:
-        files: ``.py`` files.
-        parse: what finds the pairs in a file's text; a function of a module, so that other processes find it.
-
-    Returns:
-        What was found, each pair once. It does not depend on the number of cores.
-    """
+    """Returns the distinct pairs that `parse`, a function of a module, finds in the texts of all readable files."""
     paths = list(files)
     parts = [paths[start : start + FILES_AT_A_TIME] for start in range(0, len(paths), FILES_AT_A_TIME)]
     jobs = joblib.cpu_count() if len(paths) >= FILES_WORTH_PROCESSES else 1
@@ -94,7 +68,6 @@ def parse_files(files: Iterable[Path], parse: Callable[[str], Iterable[tuple[str
 
 
 def _parse_part(files: Sequence[Path], parse: Callable[[str], Iterable[tuple[str, str]]]) -> Pairs:
-    """The pairs of some files."""
     pairs: Pairs = set()
     for file in files:
         try:
@@ -105,5 +78,5 @@ def _parse_part(files: Sequence[Path], parse: Callable[[str], Iterable[tuple[str
 
 
 def _normalised(name: str) -> str:
-    """Return a distribution's name as PEP 503 spells it."""
+    """A distribution's name as PEP 503 spells it."""
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,8 +1,7 @@
-"""Texts in, those that are no near-duplicate of an earlier one out: by the share of words that two texts have in common.
+"""Finds near-duplicate texts by the share of words in common; all of them, not only most as with MinHash.
 
-Exact: every pair of texts above the threshold is found, not only most of them as with MinHash. It can be fast since
-two sets with a high Jaccard similarity share one of their few rarest words (prefix filter: Chaudhuri, Ganti, Kaushik,
-ICDE 2006), so only texts that do are compared.
+Fast since two sets with a high Jaccard similarity share one of their few rarest words (prefix filter: Chaudhuri,
+Ganti, Kaushik, ICDE 2006), so only texts that do are compared.
 """
 
 from __future__ import annotations
@@ -18,20 +17,11 @@ _BLOCK = 20_000  # rows of the product of candidates that are in memory at a tim
 
 
 def near_duplicate_pairs(texts: Sequence[str], threshold: float) -> np.ndarray:
-    """Return the pairs of texts whose sets of words have a Jaccard similarity of at least the threshold.
+    """Returns the pairs of texts whose sets of words have a Jaccard similarity of at least the threshold, in (0, 1].
 
-    Words are runs of letters, digits and underscores, and case does not matter; a text without any is like no other.
-    Cost: the sum, over words, of the squares of how many texts have it among their rarest (1 - threshold).
-
-    Args:
-        texts: n texts.
-        threshold: of words in both to words in either, in (0, 1].
-
-    Returns:
-        (m, 2) int64, i < j in each row, sorted.
-
-    Raises:
-        ValueError: the threshold is out of range.
+    They are sorted (m, 2) int64 with i < j. Words are runs of letters, digits and underscores, and case does not
+    matter; a text without any is like no other. Cost: the sum, over words, of the squared number of texts that have
+    the word among their rarest (1 - threshold).
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"near-duplicates: got threshold {threshold}, expected above 0 and at most 1")
@@ -44,34 +34,23 @@ def near_duplicate_pairs(texts: Sequence[str], threshold: float) -> np.ndarray:
         shared = (prefixes[start : start + _BLOCK] @ columns).tocoo()
         rows, others = shared.row.astype(np.int64) + start, shared.col.astype(np.int64)
         # Sets of too different sizes cannot be alike.
-        alike = (rows < others) & (
-            np.minimum(sizes[rows], sizes[others]) >= threshold * np.maximum(sizes[rows], sizes[others]) - 1e-9
-        )
+        smaller, larger = np.minimum(sizes[rows], sizes[others]), np.maximum(sizes[rows], sizes[others])
+        alike = (rows < others) & (smaller >= threshold * larger - 1e-9)
         rows, others = rows[alike], others[alike]
-        both = np.concatenate(
-            [np.empty(0)]
-            + [
-                np.asarray(words[rows[at : at + _BLOCK]].multiply(words[others[at : at + _BLOCK]]).sum(axis=1)).ravel()
-                for at in range(0, len(rows), _BLOCK)
-            ]
-        )
-        near = both >= threshold * (sizes[rows] + sizes[others] - both) - 1e-9
+        both = [np.empty(0)]
+        for at in range(0, len(rows), _BLOCK):
+            common = words[rows[at : at + _BLOCK]].multiply(words[others[at : at + _BLOCK]])
+            both.append(np.asarray(common.sum(axis=1)).ravel())
+        shared_words = np.concatenate(both)
+        near = shared_words >= threshold * (sizes[rows] + sizes[others] - shared_words) - 1e-9
         found.append(np.stack([rows[near], others[near]], axis=1))
     pairs = np.concatenate(found)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
-def without_later(rows: int, pairs: np.ndarray) -> np.ndarray:
-    """Return which rows stay if each row goes that is paired with an earlier one that stays.
-
-    Args:
-        rows: n.
-        pairs: (m, 2) rows i < j that are alike, in any order.
-
-    Returns:
-        (n,) bool.
-    """
-    stays = np.ones(rows, dtype=bool)
+def without_later(row_count: int, pairs: np.ndarray) -> np.ndarray:
+    """Returns (row_count,) bool: which rows stay if each row goes that is paired with an earlier one that stays."""
+    stays = np.ones(row_count, dtype=bool)
     for earlier, later in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
         if stays[earlier]:
             stays[later] = False
@@ -98,7 +77,7 @@ def _word_sets(texts: Sequence[str]) -> sparse.csr_array:
 
 
 def _rarest(words: sparse.csr_array, counts: np.ndarray) -> sparse.csr_array:
-    """The matrix with only the first so many entries of each row."""
+    """The matrix with only the first `counts` entries of each row."""
     place = np.arange(words.nnz) - np.repeat(words.indptr[:-1], np.diff(words.indptr))
     kept = place < np.repeat(counts, np.diff(words.indptr))
     ends = np.concatenate([[0], np.cumsum(kept)])[words.indptr]

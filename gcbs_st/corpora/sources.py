@@ -1,8 +1,4 @@
-"""What a corpus is read from: a named source in, a dataset as it stands there out.
-
-In: a file, a folder saved by ``datasets``, ``docstrings``, ``code``, or the name of a data set on the Hugging Face hub.
-Out: a ``Dataset``, or whatever ``load_dataset`` gives, with all its columns and rows.
-"""
+"""Reads a source as it stands: files, folders saved by `datasets`, `docstrings`, `code`, or the hub."""
 
 from __future__ import annotations
 
@@ -41,27 +37,13 @@ VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 def read_source(
     source: str, *, split: str, name: str | None, data_files: str | None, distributions: Sequence[str] | None
 ) -> Any:
-    """Return what a source holds; the arguments are those of `gcbs_st.corpora.corpus.load_corpus`.
+    """Returns what a source holds: a `Dataset`, or whatever `load_dataset` returns, with all its columns and rows.
 
-    Args:
-        source: a file, a folder saved by ``save_to_disk``, ``docstrings``, ``code``, or a data set on the hub.
-        split: of a hub data set or of ``code``.
-        name: configuration of a hub data set.
-        data_files: which file of a hub data set is read.
-        distributions: that ``docstrings`` and ``code`` read; all installed ones if None.
-
-    Returns:
-        A ``Dataset``, or whatever ``load_dataset`` gives.
-
-    Raises:
-        FileNotFoundError: the source looks like a path and does not exist.
-        ValueError: a split, environment variable or distribution is missing, an unknown ending, an empty file, or
-            `data_files` of a local source.
+    Arguments and errors are those of `gcbs_st.corpora.corpus.load_corpus`.
     """
     if data_files is not None and (source in FROM_PACKAGES or _expand(source).exists()):
-        raise ValueError(
-            f"got data_files={data_files!r} of {source!r}, expected a data set on the hub: name the file in `source`"
-        )
+        expected = "expected a data set on the hub: name the file in `source`"
+        raise ValueError(f"got data_files={data_files!r} of {source!r}, {expected}")
     if source in FROM_PACKAGES:
         pairs = load_docstring_pairs(distributions) if source == "docstrings" else _code_pairs(distributions, split)
         texts = {"anchor": [anchor for anchor, _ in pairs], "positive": [positive for _, positive in pairs]}
@@ -83,7 +65,6 @@ def read_source(
 
 
 def _code_pairs(distributions: Sequence[str] | None, split: str) -> list[tuple[str, str]]:
-    """Return the pairs of one split of the installed code."""
     if split not in SPLITS:
         raise ValueError(f"got split {split!r} of 'code', expected one of {', '.join(sorted(SPLITS))}")
     splits = load_code_pairs(distributions)
@@ -97,7 +78,7 @@ def _code_pairs(distributions: Sequence[str] | None, split: str) -> list[tuple[s
 
 
 def _expand(source: str) -> Path:
-    """Return the source as a path, with ``~`` and environment variables filled in."""
+    """The source as a path, with `~` and environment variables filled in."""
     for names in VARIABLE.findall(source):
         variable = "".join(names)
         if not os.environ.get(variable):
@@ -109,7 +90,6 @@ def _expand(source: str) -> Path:
 
 
 def _read_file(path: Path) -> Dataset:
-    """Return the rows of a local file, from a cache that is keyed by the file's content."""
     ending = path.name.lower().removesuffix(".gz")
     ending = ending[ending.rfind(".") :]
     if not path.name.lower().endswith(ENDINGS):

@@ -1,8 +1,8 @@
 """The embeddings that plans are made from: a model and rows of text in, one array of unit rows for each column out.
 
-Texts are embedded as training embeds them (its prompts and routes, not those of inference), each
-distinct text once, and nothing of the training run is disturbed: no global random number is drawn and
-every module is left in the mode it was in.
+Texts are embedded as training embeds them (its prompts and routes, not those of inference), each distinct text once,
+and nothing of the training run is disturbed: no global random number is drawn and every module is left in the mode it
+was in.
 """
 
 from __future__ import annotations
@@ -32,18 +32,13 @@ Collate = Callable[[list[dict[str, Any]]], Sequence[dict[str, Any]]]
 
 
 class MeanSquare:
-    """The mean squared norm of embeddings, which dot products of a loss are larger by than the cosines of a plan."""
+    """The mean squared norm of embeddings: a loss's dot products are that much larger than a plan's cosines."""
 
     def __init__(self) -> None:
-        """Starts with nothing measured."""
         self.total, self.count = 0.0, 0
 
     def add(self, norms: np.ndarray) -> None:
-        """Takes the norms of some embeddings.
-
-        Args:
-            norms: (m,) floats; those that are not finite do not count.
-        """
+        """Adds the (m,) norms of some embeddings; those that are not finite do not count."""
         finite = norms[np.isfinite(norms)].astype(np.float64)
         self.total += float(finite @ finite)
         self.count += len(finite)
@@ -77,21 +72,22 @@ def encode_rows(  # noqa: PLR0913 - a keyword for each way in which training may
         columns: what to embed.
         batch_size: texts per forward pass.
         progress: what the progress bar says; None for no bar.
-        autocast: makes the context of a forward pass, that of training: half precision is several times faster
-            where it is meant, and gives what the training passes give.
+        autocast: makes the context of a forward pass, that of training: half precision is several times faster where
+            it is meant, and the embeddings are those of the training passes.
         view: what is planned on of the outputs of a pass.
         norms: is told the norms of the embeddings.
 
     Returns:
-        The arrays, in the order of `columns`; the same object where two columns hold the same texts with
-        the same prompt, as in unsupervised training. A text that the model makes nothing of, or NaN, is a row of
-        zeros.
+        The arrays, in the order of `columns`; the same object where two columns hold the same texts with the same
+        prompt, as in unsupervised training. A text that the model makes nothing of, or NaN, is a row of zeros.
 
     Raises:
         ValueError: no text at all has an embedding; the message shows one.
     """
     arrays: list[np.ndarray | None] = [None] * len(columns)
-    with preserved_state(model), _untruncated(model), autocast():
+    # `truncate_dim` cuts the embeddings of inference, those of training never.
+    whole = model.truncate_embeddings(None) if hasattr(model, "truncate_embeddings") else nullcontext()
+    with preserved_state(model), whole, autocast():
         texts = read_columns(dataset, rows, [column.name for column in columns])
         # Columns that are embedded alike share a pass, but not pictures and texts, which no model takes together.
         plain = all(isinstance(text, str) for column in texts for text in column)
@@ -122,29 +118,11 @@ def encode_collated(  # noqa: PLR0913 - as above
     view: View = sentence_embedding,
     norms: MeanSquare | None = None,
 ) -> list[np.ndarray]:
-    """Returns what `encode_rows` returns, of texts as a collator of the user's makes them.
+    """Returns what `encode_rows` returns, of texts as the user's collator makes them.
 
-    Whole rows go through the collator, so that it may change texts, join columns or add noise. Each row is embedded,
-    also where its text stands in another one.
-
-    Args:
-        model: see `encode_rows`.
-        dataset: see `encode_rows`.
-        rows: see `encode_rows`.
-        columns: by whose lengths rows are put together, and whose routes they take.
-        column_positions: which of the features that the collator makes are embedded.
-        collate: makes the features of a list of rows, on the model's device.
-        batch_size: rows per forward pass.
-        progress: see `encode_rows`.
-        autocast: see `encode_rows`.
-        view: see `encode_rows`.
-        norms: see `encode_rows`.
-
-    Returns:
-        The arrays, in the order of `column_positions`.
-
-    Raises:
-        ValueError: see `encode_rows`.
+    Whole rows go through the collator, so that it may change texts, join columns or add noise; each row is embedded,
+    also where its text stands in another one. `columns` say by which lengths rows are put together and which routes
+    they take, `column_positions` which of the features that `collate` makes (on the model's device) are embedded.
     """
     parts: list[list[np.ndarray]] = [[] for _ in column_positions]
     with preserved_state(model), torch.inference_mode(), autocast():
@@ -170,14 +148,10 @@ def encode_collated(  # noqa: PLR0913 - as above
 
 
 def no_embeddings(text: Any) -> str:
-    """Returns the message for a training set of which no text has an embedding.
-
-    Args:
-        text: one of them.
-    """
+    """Returns the message for a training set of which no text has an embedding, with one of the texts."""
     return (
-        f"no text of the training set has an embedding: all are zero, NaN or infinity, for example that of {text!r:.120}. "
-        "The model has diverged: lower the learning rate, or resume from an earlier checkpoint."
+        "no text of the training set has an embedding: all are zero, NaN or infinity, for example that of "
+        f"{text!r:.120}. The model has diverged: lower the learning rate, or resume from an earlier checkpoint."
     )
 
 
@@ -185,32 +159,22 @@ def _length(text: Any) -> int:
     return len(text) if isinstance(text, str) else 0
 
 
-@contextmanager
-def _untruncated(model: Any) -> Iterator[None]:
-    """Lets the host's `encode` give whole embeddings: `truncate_dim` cuts those of inference, training never."""
-    with model.truncate_embeddings(None) if hasattr(model, "truncate_embeddings") else nullcontext():
-        yield
-
-
 def _distinct(columns: list[list[Any]]) -> tuple[list[Any], list[np.ndarray]]:
-    """The distinct texts of all columns, and for each column where its texts are among them."""
+    """Returns the distinct texts of all columns, and for each column where its texts are among them."""
     if not all(isinstance(text, str) for column in columns for text in column):
         # Images, audio and chat messages do not compare cheaply: take each as it is.
-        bounds = np.cumsum([0, *[len(column) for column in columns]])
-        return [item for column in columns for item in column], [
-            np.arange(start, stop) for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        bounds = np.cumsum([len(column) for column in columns])
+        items = [item for column in columns for item in column]
+        return items, np.split(np.arange(len(items)), bounds[:-1])
     index: dict[str, int] = {}
-    positions = [
-        np.array([index.setdefault(text, len(index)) for text in column], dtype=np.int64) for column in columns
-    ]
+    positions = [np.array([index.setdefault(text, len(index)) for text in column], np.int64) for column in columns]
     return list(index), positions
 
 
 def _encode(
     model: Any, texts: list[Any], way: TextColumn, batch_size: int, progress: str | None, view: View, norms: MeanSquare
 ) -> np.ndarray:
-    """(m, d) float32 unit rows. Texts of like length go together, so that little of a batch is padding."""
+    """Returns (m, d) float32 unit rows. Texts of like length go together, so that little of a batch is padding."""
     by_length = np.argsort([-_length(text) for text in texts], kind="stable")
     pass_texts = _pass_dense if view is sentence_embedding else partial(_pass, view=view)
     embeddings: np.ndarray | None = None
@@ -224,7 +188,7 @@ def _encode(
 
 
 def _to_units(part: np.ndarray, norms: MeanSquare) -> np.ndarray:
-    """Unit rows; zeros where there is no direction. The norms of `encode` in half precision are half a percent off."""
+    """Returns unit rows, zeros where there is no direction. Those of `encode` in half precision are 0.5 % off."""
     part = part.astype(np.float32, copy=False)
     lengths = np.linalg.norm(part, axis=1, keepdims=True)
     norms.add(lengths.ravel())
@@ -233,23 +197,18 @@ def _to_units(part: np.ndarray, norms: MeanSquare) -> np.ndarray:
 
 
 def _pass_dense(model: Any, texts: list[Any], way: TextColumn, batch_size: int) -> np.ndarray:
-    """(m, d) embeddings, not scaled, by the host's own `encode`."""
+    """Returns (m, d) embeddings, not scaled, by the host's own `encode`."""
     # Models of other libraries have an `encode` that knows no routes.
     route = {} if way.task is None else {"task": way.task}
     # An empty prompt keeps `encode` from adding the model's default prompt, which training never uses.
     embeddings: np.ndarray = model.encode(
-        texts,
-        prompt=way.prompt,
-        batch_size=batch_size,
-        convert_to_numpy=True,
-        show_progress_bar=False,
-        **route,
+        texts, prompt=way.prompt, batch_size=batch_size, convert_to_numpy=True, show_progress_bar=False, **route
     )
     return embeddings
 
 
 def _pass(model: Any, texts: list[Any], way: TextColumn, batch_size: int, *, view: View) -> np.ndarray:
-    """(m, d) of the view, not scaled. The host's `encode` would hold a whole vocabulary a text, or all its tokens."""
+    """Returns (m, d) of the view, not scaled. `encode` would hold a whole vocabulary per text, or all its tokens."""
     options: dict[str, Any] = {} if way.max_length is None else {"max_length": way.max_length}
     route = {} if way.task is None else {"task": way.task}
     parts = []
@@ -270,14 +229,7 @@ def _shown(model: Any, embeddings: Tensor | None, view: View) -> np.ndarray:
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Restores the mode of every single module afterwards: parts may differ, frozen ones for instance.
-
-    Args:
-        model: whose modules may be switched to evaluation mode meanwhile, as `encode` does.
-
-    Yields:
-        Nothing.
-    """
+    """Restores the mode of every single module afterwards: parts may differ, frozen ones for instance."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -288,13 +240,9 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserved_state(model: torch.nn.Module) -> Iterator[None]:
-    """Restores, on leaving, each module's mode and Python's, NumPy's and torch's global random numbers.
+    """Restores each module's mode and Python's, NumPy's and torch's global random numbers afterwards.
 
-    Args:
-        model: whose modules may be switched meanwhile; a transform or collator of the user's may draw numbers.
-
-    Yields:
-        Nothing.
+    A transform or collator of the user's may draw numbers.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - restored, not drawn from
     try:

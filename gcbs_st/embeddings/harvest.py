@@ -1,8 +1,8 @@
 """The embeddings that training computes anyway: taken from its forward passes, under the ids of their rows.
 
-Row ids travel with the data: the loader's dataset hands them to the collator beside the rows (`number_rows`), and
-each text column's features carry a number for each of their rows into the model. However the loss merges,
-sorts or cuts its columns into mini-batches, each embedding comes out beside the number of its text.
+Row ids travel with the data (see `gcbs_st.rows.row_ids`), and each text column's features carry a number for each of
+their rows into the model. However the loss merges, sorts or cuts its columns into mini-batches, each embedding comes
+out beside the number of its text.
 """
 
 from __future__ import annotations
@@ -29,30 +29,22 @@ Batch = tuple[np.ndarray, list[np.ndarray]]
 
 
 class Harvester:
-    """Takes embeddings out of the training passes of a model.
+    """Takes embeddings out of the training passes of a model, the host's and unwrapped, until `detach`.
 
-    Two hooks: one on the model takes the numbers out of the features before the pass, one on its last module
-    pairs them with the embeddings after it, before Matryoshka or the like cuts them. Of a text that passes
-    several times in one step (gradient caching, a loss over several depths) the first pass counts.
+    Two hooks: one on the model takes the numbers out of the features before the pass, one on its last module pairs
+    them with the embeddings after it, before Matryoshka or the like cuts them. Of a text that passes several times in
+    one step (gradient caching, a loss over several depths) the first pass counts. `columns` are the positions of the
+    text columns that are wanted.
     """
 
     def __init__(self, model: nn.Module, columns: Sequence[int], view: View = sentence_embedding) -> None:
-        """Watches a model until `detach`.
-
-        Args:
-            model: the host's, unwrapped.
-            columns: which of the text columns are wanted, by their place.
-            view: what is taken of the outputs of a pass.
-        """
         self.columns, self.view = list(columns), view
-        self.batches = 0
-        self.complete = 0
-        self.rows_seen = self.rows_useful = 0
+        self.batches = self.complete = self.rows_seen = self.rows_useful = 0
         self._rows: np.ndarray | None = None
         # Under DataParallel the replicas pass in threads of their own.
         self._thread = threading.local()
         self._passes: list[tuple[Tensor, Tensor]] = []
-        self._pending: list[tuple[np.ndarray, int, int, list[tuple[Tensor, Tensor]]]] = []
+        self._pending: list[tuple[str, np.ndarray, int, int, list[tuple[Tensor, Tensor]]]] = []
         self._warned = False
         last = list(model.children())[-1]
         self._hooks = [
@@ -67,33 +59,23 @@ class Harvester:
         self._hooks = []
 
     @contextmanager
-    def watching(self, rows: np.ndarray | None, step: int, columns: Sequence[int] | None = None) -> Iterator[None]:
+    def watching(self, name: str, rows: np.ndarray | None, step: int, columns: Sequence[int]) -> Iterator[None]:
         """Takes the embeddings of what passes the model meanwhile.
 
-        Args:
-            rows: (B,) ids of the batch's rows, None if they are not known.
-            step: optimizer steps taken so far.
-            columns: others than before: which are wanted of this batch and those after it.
-
-        Yields:
-            Nothing.
+        `rows` are the batch's (B,) ids in the dataset `name`, None where they are not wanted; `step` is the number of
+        optimizer steps taken so far; `columns` are the positions of the text columns that are wanted.
         """
-        self._rows, self._passes = rows, []
-        self.columns = list(self.columns if columns is None else columns)
+        self._rows, self._passes, self.columns = rows, [], list(columns)
         try:
             yield
         finally:
             if rows is not None:
                 self.batches += 1
-                self._pending.append((rows, step, len(self.columns), self._passes))
+                self._pending.append((name, rows, step, len(self.columns), self._passes))
             self._rows, self._passes = None, []
 
     def number(self, features: Sequence[dict[str, Any]]) -> None:
-        """Puts a number beside each text, if rows are being watched.
-
-        Args:
-            features: of each text column, B texts each.
-        """
+        """Puts a number beside each of the B texts of each text column, if rows are being watched."""
         if self._rows is None:
             return
         size = len(self._rows)
@@ -109,15 +91,15 @@ class Harvester:
         """Whether enough batches are waiting for `take`."""
         return len(self._pending) >= _PENDING_BATCHES
 
-    def take(self) -> list[tuple[np.ndarray, int, list[np.ndarray], np.ndarray]]:
-        """Returns the rows harvested since the last call: for each batch their ids, step, one array per column, and norms.
+    def take(self) -> list[tuple[str, np.ndarray, int, list[np.ndarray], np.ndarray]]:
+        """Returns what was harvested since the last call: per batch dataset, row ids, step, arrays, norms.
 
-        The arrays are (m, d) float32 of unit rows, the norms (columns, m) what their lengths were. Rows whose embedding
-        is zero or not finite are left out. A batch whose embeddings were not all seen gives nothing.
+        The arrays, one per column, are (m, d) float32 of unit rows, the norms (columns, m) what their lengths were. Rows whose
+        embedding is zero or not finite are left out, and so are batches whose embeddings were not all seen.
         """
         pending, self._pending = self._pending, []
         taken = []
-        for rows, step, columns, passes in pending:
+        for name, rows, step, columns, passes in pending:
             values = self._sort(len(rows), columns, passes)
             if values is None:
                 continue
@@ -129,11 +111,11 @@ class Harvester:
             if not useful.all():
                 self._warn(f"{int((~useful).sum())} of {len(rows)} rows of a batch embed to zero, NaN or infinity")
                 rows, values, norms = rows[useful.numpy()], values[:, useful], norms[:, useful]
-            taken.append((rows, step, list((values / norms).numpy()), norms.squeeze(2).numpy()))
+            taken.append((name, rows, step, list((values / norms).numpy()), norms.squeeze(2).numpy()))
         return taken
 
     def _sort(self, size: int, columns: int, passes: list[tuple[Tensor, Tensor]]) -> Tensor | None:
-        """(columns, B, d) float32 on the CPU, in the order of the rows; None if a text was not seen."""
+        """Returns (columns, B, d) float32 on the CPU, in the order of the rows; None if a text was not seen."""
         if not passes:
             return None
         codes = torch.cat([codes for codes, _ in passes]).cpu().numpy()
@@ -142,10 +124,7 @@ class Harvester:
         wanted = found >= 0
         if wanted.sum() != size * columns:
             return None
-        places = first[wanted]
-        if not np.array_equal(places, np.arange(len(values))):
-            values = values[torch.from_numpy(places)]
-        return values.reshape(columns, size, -1)
+        return values[torch.from_numpy(first[wanted])].reshape(columns, size, -1)
 
     def _warn(self, message: str) -> None:
         if not self._warned:

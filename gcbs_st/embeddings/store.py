@@ -1,8 +1,7 @@
-"""The embedding store: one array of unit rows a text column and the step at which each row was embedded.
+"""The embedding store: one array of unit rows per text column and the step at which each row was embedded.
 
-Rows go in as training or encoding embeds them; the rows to be planned come out. The arrays lie in memory, or
-in files of the run's folder that the processes of one node share: rows are written there with plain writes,
-not through a memory map, so that resident memory stays small however many rows there are.
+The arrays lie in memory, or in files of the run's folder that the ranks of one node share: rows are written there
+with plain writes, not through a memory map, so that resident memory stays small however many rows there are.
 """
 
 from __future__ import annotations
@@ -29,8 +28,15 @@ _DESCRIPTION, _STEPS = "store.json", "steps.i32"
 class EmbeddingStore:
     """Embeddings of n rows and their ages.
 
-    A row has one age for all columns, since all its texts take part in the same step. The width of the
-    arrays is that of the first rows written.
+    A row has one age for all columns, since all its texts take part in the same step. The width of the arrays is that
+    of the first rows written.
+
+    Args:
+        rows: n.
+        columns: text columns per row.
+        key: of dataset, columns, prompts and model, see `make_key`; embeddings of another key are refused.
+        dtype: "float32" or "float16".
+        folder: for the files, which all ranks of a node may share; None to hold the arrays in memory.
 
     Example:
         >>> import numpy as np
@@ -43,17 +49,7 @@ class EmbeddingStore:
     def __init__(
         self, rows: int, columns: int, key: str, *, dtype: str = "float32", folder: str | Path | None = None
     ) -> None:
-        """Takes what is to be stored and where.
-
-        Args:
-            rows: n.
-            columns: text columns of a row.
-            key: of dataset, columns, prompts and model; embeddings of another key are refused.
-            dtype: "float32" or "float16".
-            folder: for the files, which all processes of a node may share; None to hold the arrays in memory.
-        """
-        self.rows, self.columns, self.key = rows, columns, key
-        self.dtype = np.dtype(dtype)
+        self.rows, self.columns, self.key, self.dtype = rows, columns, key, np.dtype(dtype)
         self.folder = None if folder is None else Path(folder)
         self.dim: int | None = None
         self._arrays: list[np.ndarray] = []
@@ -61,11 +57,6 @@ class EmbeddingStore:
         self._files: list[int] = []
         # Sum of squared norms, before they were scaled to unit rows, and their number.
         self.squares, self.squares_count = 0.0, 0
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row of one column; 0 before the first write."""
-        return (self.dim or 0) * self.dtype.itemsize
 
     def clear(self) -> None:
         """Forgets all rows, and deletes the files."""
@@ -82,15 +73,10 @@ class EmbeddingStore:
         self._files = []
 
     def write(self, rows: np.ndarray, arrays: Sequence[np.ndarray], step: int | np.ndarray) -> None:
-        """Stores embeddings; of a row that is given twice the last one counts.
+        """Stores one (m, d) array of unit rows per column; of a row that is given twice the last one counts.
 
-        Args:
-            rows: (m,) row ids.
-            arrays: one (m, d) array of unit rows a column.
-            step: optimizer steps that the model had taken, at least 0; one for all rows or (m,).
-
-        Raises:
-            ValueError: another number of columns, rows outside 0..n-1, or another width than before.
+        `step` is the number of optimizer steps that the model had taken, one for all rows or (m,). Raises a ValueError
+        for another number of columns, rows outside 0..n-1, or another width than before.
         """
         if len(arrays) != self.columns or any(array.shape != (len(rows), arrays[0].shape[1]) for array in arrays):
             raise ValueError(
@@ -108,13 +94,11 @@ class EmbeddingStore:
                 own[rows] = array
             self._steps[rows] = step + 1
             return
-        for file, array in zip(self._files, arrays, strict=False):
-            values = np.ascontiguousarray(array, dtype=self.dtype)
-            for row, value in zip(rows.tolist(), values, strict=True):
-                os.pwrite(file, value, row * self.row_bytes)
-        # The age last: a row whose writing was cut short still has its old one.
-        for row, age in zip(rows.tolist(), np.broadcast_to(np.asarray(step + 1, np.int32), len(rows)), strict=True):
-            os.pwrite(self._files[-1], age.tobytes(), row * 4)
+        # The ages last: a row whose writing was cut short still has its old one.
+        ages = np.broadcast_to(np.asarray(step + 1, np.int32), len(rows))
+        for file, array in zip(self._files, [*(np.asarray(one, self.dtype) for one in arrays), ages], strict=True):
+            for row, value in zip(rows.tolist(), array, strict=True):
+                os.pwrite(file, value.tobytes(), row * value.nbytes)
 
     def steps(self) -> np.ndarray:
         """Returns (n,) int64: the step at which each row was embedded, -1 for never."""
@@ -124,30 +108,19 @@ class EmbeddingStore:
         return stored.astype(np.int64) - 1
 
     def read(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Returns one (m, d) array a column, as it was stored; a map of the file where all rows are asked for.
+        """Returns one (m, d) array per column for ascending rows that were written before; not to be written to.
 
-        Args:
-            rows: (m,) ascending row ids that were written before.
-
-        Returns:
-            The arrays, which must not be written to.
-
-        Raises:
-            ValueError: nothing was written yet.
+        Where all rows are asked for it is a map of the file. Raises a ValueError if nothing was written yet.
         """
         if not self._attach():
             raise ValueError("no row was embedded yet.")
-        arrays = self._arrays if self.folder is None else [self._map(column) for column in range(self.columns)]
+        arrays = self._arrays
+        if self.folder is not None:
+            arrays = _map_columns(self.folder, self.dtype, self.columns, (self.rows, self.dim or 0))
         return arrays if len(rows) == self.rows else [array[rows] for array in arrays]
 
-    # ---------------------------------------------------------------- in a checkpoint
-
     def save(self, folder: Path) -> None:
-        """Writes all of it into a folder that is not there yet.
-
-        Args:
-            folder: the target; its name is taken on last, so that a folder that is there is whole.
-        """
+        """Writes all of it into a folder whose name is taken on last, so that a folder that is there is whole."""
         staged = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
@@ -173,11 +146,7 @@ class EmbeddingStore:
     def load(self, folder: Path) -> None:
         """Takes what `save` wrote.
 
-        Args:
-            folder: where.
-
-        Raises:
-            ValueError: it is not there, damaged, or of another dataset, model or form; the store is empty then.
+        Raises a ValueError if it is missing, damaged, or of another dataset, model or form; the store is empty then.
         """
         self.clear()
         try:
@@ -192,25 +161,18 @@ class EmbeddingStore:
         self.squares, self.squares_count = described.get("squares", (0.0, 0))
         if described["dim"] is None:
             return
-        size = self.rows * int(described["dim"]) * self.dtype.itemsize
-        for name, expected in [*((_column(i), size) for i in range(self.columns)), (_STEPS, self.rows * 4)]:
-            found = (folder / name).stat().st_size if (folder / name).is_file() else 0
-            if found != expected:
-                raise ValueError(f"{folder / name} holds {found} bytes, expected {expected}")
+        dim = int(described["dim"])
+        _refuse_cut(folder, self._sizes(dim))
         if self.folder is None:
-            shape = (self.rows, int(described["dim"]))
-            self.dim = shape[1]
-            self._arrays = [
-                np.fromfile(folder / _column(column), self.dtype).reshape(shape) for column in range(self.columns)
-            ]
+            self.dim = dim
+            files = [folder / _column(column) for column in range(self.columns)]
+            self._arrays = [np.fromfile(file, self.dtype).reshape(self.rows, dim) for file in files]
             self._steps = np.fromfile(folder / _STEPS, np.int32)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         for file in folder.iterdir():
             shutil.copyfile(file, self.folder / file.name)
-        self._open(int(described["dim"]))
-
-    # ---------------------------------------------------------------- arrays and files
+        self._open(dim)
 
     def _open(self, dim: int) -> None:
         """Makes room for rows of `dim` numbers, unless there is."""
@@ -222,56 +184,58 @@ class EmbeddingStore:
             self._steps = np.zeros(self.rows, np.int32)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        sizes = {_column(column): self.rows * self.row_bytes for column in range(self.columns)} | {
-            _STEPS: self.rows * 4
-        }
-        for name, size in sizes.items():
-            # Other processes may open the same files: nothing that is there is cut off or overwritten.
+        for name, size in self._sizes(dim).items():
+            # Other ranks may open the same files: nothing that is there is cut off or overwritten.
             file = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o644)
             if os.fstat(file).st_size != size:
                 os.ftruncate(file, size)
             self._files.append(file)
 
+    def _sizes(self, dim: int) -> dict[str, int]:
+        return _file_sizes(self.rows, self.columns, dim * self.dtype.itemsize)
+
     def _attach(self) -> bool:
-        """Opens files that another process of the node has made; whether there are any rows."""
+        """Opens files that another process of the node has made; returns whether there are any rows."""
         if self.dim is None and self.folder is not None and (self.folder / _STEPS).is_file():
             size = (self.folder / _column(0)).stat().st_size
             self._open(size // (self.rows * self.dtype.itemsize))
         return self.dim is not None
-
-    def _map(self, column: int) -> np.ndarray:
-        assert self.folder is not None
-        assert self.dim is not None
-        return np.memmap(self.folder / _column(column), self.dtype, "r", shape=(self.rows, self.dim))
 
 
 def _column(column: int) -> str:
     return f"column-{column}.bin"
 
 
+def _file_sizes(rows: int, columns: int, row_bytes: int) -> dict[str, int]:
+    """Returns the bytes of each file of a store."""
+    return {**{_column(column): rows * row_bytes for column in range(columns)}, _STEPS: rows * 4}
+
+
+def _refuse_cut(folder: Path, sizes: dict[str, int]) -> None:
+    for name, expected in sizes.items():
+        found = (folder / name).stat().st_size if (folder / name).is_file() else 0
+        if found != expected:
+            raise ValueError(f"{folder / name} holds {found} bytes, expected {expected}")
+
+
+def _map_columns(folder: Path, dtype: np.dtype[Any], columns: int, shape: tuple[int, int]) -> list[np.ndarray]:
+    return [np.memmap(folder / _column(column), dtype, "r", shape=shape) for column in range(columns)]
+
+
 def read_saved_store(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
     """Returns what `EmbeddingStore.save` wrote, without taking it for training: nothing is copied or changed.
 
-    Args:
-        folder: where.
-
-    Returns:
-        One (n, d) map of a file a column, none before the first write, and (n,) int64 steps, -1 for never.
-
-    Raises:
-        ValueError: it is not there or is damaged.
+    That is one (n, d) map of a file per column, none before the first write, and (n,) int64 steps, -1 for never.
+    Raises a ValueError if it is missing or damaged.
     """
     try:
         described = json.loads((folder / _DESCRIPTION).read_text())
         rows, columns, dim = int(described["rows"]), int(described["columns"]), described["dim"]
         if dim is None:
             return [], np.full(rows, NEVER, np.int64)
-        dtype, shape = np.dtype(described["dtype"]), (rows, int(dim))
-        sizes = {_column(column): rows * shape[1] * dtype.itemsize for column in range(columns)} | {_STEPS: rows * 4}
-        for name, size in sizes.items():
-            if (found := (folder / name).stat().st_size) != size:
-                raise ValueError(f"{name} holds {found} bytes, expected {size}")
-        arrays = [np.asarray(np.memmap(folder / _column(i), dtype, "r", shape=shape)) for i in range(columns)]
+        dtype = np.dtype(described["dtype"])
+        _refuse_cut(folder, _file_sizes(rows, columns, int(dim) * dtype.itemsize))
+        arrays = [np.asarray(array) for array in _map_columns(folder, dtype, columns, (rows, int(dim)))]
         return arrays, np.fromfile(folder / _STEPS, np.int32).astype(np.int64) - 1
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} is not there or is damaged ({type(error).__name__}: {error})") from None
@@ -280,12 +244,7 @@ def read_saved_store(folder: Path) -> tuple[list[np.ndarray], np.ndarray]:
 def make_key(fingerprint: str, name: str, columns: Sequence[TextColumn], model: torch.nn.Module, view: View) -> str:
     """Returns a text that other rows, columns, prompts, another architecture or view of it would not have.
 
-    Args:
-        fingerprint: of the training set.
-        name: of the dataset.
-        columns: that are embedded.
-        model: whose weights may be others.
-        view: what is kept of a pass.
+    `fingerprint` and `name` are those of the training set and the dataset; other weights have the same key.
     """
     shapes = [(key, list(value.shape)) for key, value in model.state_dict().items()]
     texts = [asdict(column) for column in columns]

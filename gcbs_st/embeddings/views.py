@@ -1,8 +1,4 @@
-"""What is planned on of the passes of models whose embeddings are no (B, d) array of a few hundred dimensions.
-
-In: the outputs of a pass. Out: (B, d) floats, small enough to be kept of every row. Both are views, see
-`gcbs_st.embeddings.views.View`.
-"""
+"""What is planned on of a pass: (B, d) floats, small enough to be kept of every row."""
 
 from __future__ import annotations
 
@@ -22,34 +18,23 @@ _SHARED_TERM = 1e-6
 class RandomProjection:
     """Sparse embeddings as wide as a vocabulary, multiplied with a fixed matrix of random signs.
 
-    Inner products survive (Johnson and Lindenstrauss 1984; random signs: Achlioptas 2003): with d dimensions that
-    of two rows of cosine c comes out with a standard error of at most sqrt((1 + c^2) / d), times both norms. Random
-    signs err less on sparse rows than Gaussian numbers do. Cost: O(B V d) time a pass, far below that of a
-    transformer; the matrix takes 4 (V + 1) d bytes, 62 MB for 30,522 words and 512 dimensions.
+    Inner products survive (Johnson and Lindenstrauss 1984; random signs: Achlioptas 2003): with d `dimensions` that of
+    two rows of cosine c comes out with a standard error of at most sqrt((1 + c^2) / d), times both norms. Random signs
+    err less on sparse rows than Gaussian numbers do. Cost: O(B V d) time per pass, far below that of a transformer;
+    the matrix takes 4 (V + 1) d bytes, 62 MB for 30,522 words and 512 dimensions.
 
-    Example:
-        >>> rows = torch.eye(1000)[[3, 3, 7]]
-        >>> found = RandomProjection(512, seed=1)({"sentence_embedding": rows})
-        >>> (found @ found.T).round().int().tolist()
-        [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    >>> rows = torch.eye(1000)[[3, 3, 7]]
+    >>> found = RandomProjection(512, seed=1)({"sentence_embedding": rows})
+    >>> (found @ found.T).round().int().tolist()
+    [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
     """
 
     def __init__(self, dimensions: int, seed: int) -> None:
-        """Takes what the matrix depends on.
-
-        Args:
-            dimensions: d, at least 1.
-            seed: of the signs.
-        """
         self.dimensions, self.seed = dimensions, seed
         self._signs: dict[torch.device, Tensor] = {}
 
     def __call__(self, output: Mapping[str, Any]) -> Tensor | None:
-        """Returns (B, d) float32 projections of the embeddings of a pass, None where it has none.
-
-        Args:
-            output: of the model's last module; its embeddings are (B, V), dense or sparse tensors.
-        """
+        """Returns (B, d) float32 projections of a pass's (B, V) embeddings, dense or sparse; None without any."""
         embeddings = output.get("sentence_embedding")
         if embeddings is None:
             return None
@@ -72,18 +57,13 @@ class RandomProjection:
 
 
 def mean_of_tokens(output: Mapping[str, Any]) -> Tensor | None:
-    """Returns the means of the token vectors that a late-interaction model scores.
+    """Returns the (B, d) float32 means of the token vectors that a late-interaction model scores, if there are any.
 
-    Args:
-        output: of the model's last module, (B, T, d) token vectors and the (B, T) mask of those that count.
+    The output holds (B, T, d) token vectors and the (B, T) mask of those that count. Zeros for a text without any.
 
-    Returns:
-        (B, d) float32; None where a pass has no token vectors. Zeros for a text of which no token counts.
-
-    Example:
-        >>> tokens, mask = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]]), torch.tensor([[1, 1, 0]])
-        >>> mean_of_tokens({"token_embeddings": tokens, "attention_mask": mask}).tolist()
-        [[0.5, 0.5]]
+    >>> tokens, mask = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]]), torch.tensor([[1, 1, 0]])
+    >>> mean_of_tokens({"token_embeddings": tokens, "attention_mask": mask}).tolist()
+    [[0.5, 0.5]]
     """
     tokens, mask = output.get("token_embeddings"), output.get("attention_mask")
     if tokens is None or mask is None:
@@ -94,14 +74,10 @@ def mean_of_tokens(output: Mapping[str, Any]) -> Tensor | None:
 
 
 def sentence_embedding(output: Mapping[str, Any]) -> Tensor | None:
-    """Returns the embeddings of a pass of a dense model.
+    """Returns the (B, d) embeddings of a pass of a dense model.
 
-    Args:
-        output: of the model's last module.
-
-    Returns:
-        (B, d) floats; of a late-interaction model of another library, such as PyLate's, the mean of its token vectors;
-        None where there are neither.
+    Of a late-interaction model of another library, such as PyLate's, the mean of its token vectors; None where there
+    are neither.
     """
     embeddings = output.get("sentence_embedding")
     return mean_of_tokens(output) if embeddings is None else embeddings

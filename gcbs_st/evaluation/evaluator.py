@@ -1,4 +1,4 @@
-"""What all evaluations share: each distinct text is encoded once, and scores become an evaluator of the host's trainer."""
+"""What all evaluations share: encoding each distinct text once, and evaluators for the host's trainer."""
 
 from __future__ import annotations
 
@@ -16,18 +16,9 @@ from gcbs_st.embeddings.encode import preserved_state
 def encode_distinct(
     model: SentenceTransformer, text_lists: Sequence[Sequence[str]], batch_size: int, *, show_progress: bool = False
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return for each list the rows of its texts, and the embeddings of the distinct texts of all lists.
+    """Returns for each list the (n,) int64 rows of its texts in (distinct, d) float32 unit embeddings, and these.
 
-    The model's modes and the global random numbers are left as they were.
-
-    Args:
-        model: The model that embeds, with its default prompt.
-        text_lists: Lists of texts.
-        batch_size: Texts a forward pass.
-        show_progress: Whether to show the progress bar of ``encode``.
-
-    Returns:
-        An (n,) int64 array a list, and (distinct, d) float32 unit rows.
+    Texts are encoded with the model's default prompt. Its modes and the global random numbers are left as they were.
     """
     row_of = {text: row for row, text in enumerate(dict.fromkeys(text for texts in text_lists for text in texts))}
     with preserved_state(model):
@@ -43,19 +34,11 @@ def encode_distinct(
 
 
 class ScoreEvaluator(SentenceEvaluator):
-    """Evaluator for the trainer: what a function scores, in the log, the model card and a CSV file.
+    """Evaluator for the trainer: puts scores into the log, the model card (below `heading`) and a CSV file.
 
-    Checkpoints are chosen by ``primary_metric``: with ``metric_for_best_model=f"eval_{evaluator.primary_metric}"``
-    and ``load_best_model_at_end=True``.
-
-    Args:
-        measure: Model -> scores by name, the greater the better.
-        scored: Names of the scores, in the order of the CSV file's columns.
-        primary: The score that chooses the best checkpoint.
-        name: Prefix of the metrics and part of the CSV file's name; may be empty.
-        kind: Begins the CSV file's name.
-        suffix: Of the metrics' names.
-        heading: Of the metrics in the model card.
+    `measure` returns scores by name, the greater the better; `scored` has their names in the order of the CSV columns.
+    Checkpoints are chosen by `primary_metric`: with `metric_for_best_model=f"eval_{evaluator.primary_metric}"`
+    and `load_best_model_at_end=True`.
     """
 
     def __init__(
@@ -80,16 +63,10 @@ class ScoreEvaluator(SentenceEvaluator):
     def __call__(  # type: ignore[override] # narrower model, as in the host's own evaluators
         self, model: SentenceTransformer, output_path: str | None = None, epoch: int = -1, steps: int = -1
     ) -> dict[str, float]:
-        """Return the metrics, log them to the model card and, with an output path, append them to the CSV file.
+        """Returns `{name}_{score}{suffix}` -> score, logs them to the model card, and appends them to the CSV file.
 
-        Args:
-            model: The model to score.
-            output_path: Folder of the CSV file, made if absent; None writes nothing.
-            epoch: Epoch of the CSV row, a fraction when the trainer calls; -1 after training.
-            steps: Steps of the CSV row; -1 at the end of an epoch.
-
-        Returns:
-            ``{name}_{score}{suffix}`` -> score.
+        `output_path` is the CSV file's folder, made if absent; None writes nothing. `epoch` is a fraction when the
+        trainer calls and -1 after training; `steps` is -1 at the end of an epoch.
         """
         scores = self._measure(model)
         if output_path is not None:

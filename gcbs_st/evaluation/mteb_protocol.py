@@ -1,9 +1,6 @@
-"""Score the same STS tasks through mteb, so that the figures can stand beside its leaderboard.
+"""Scores the same STS tasks through mteb, for comparison with its leaderboard; no other module imports mteb.
 
-In: a model and the tasks of ``gcbs_st.evaluation.sts_tasks.load_sts_tasks``. Out: Spearman x 100 a task.
-Why: mteb's stock task classes bring its metric and its names, but load from the hub and remember scores by model name.
-Here they get the caller's rows, need no network, and never answer from a cache. It is the only module that imports
-mteb, which is large and optional.
+mteb's stock tasks bring its metric and names, but get the caller's rows, need no network and no cache of scores.
 """
 
 from __future__ import annotations
@@ -39,27 +36,15 @@ def evaluate_sts_mteb(
     output_folder: str | None = None,
     batch_size: int = 128,
 ) -> dict[str, float]:
-    """Return mteb's main score (Spearman x 100 of the cosine) for each task, and the plain mean of the test tasks.
+    """Returns mteb's main score, Spearman x 100 of the cosine, for each task, and `avg` as `evaluate_sts` has it.
 
     mteb chooses the prompts: those the model defines for a task's name or type. A model without prompts is encoded as
-    ``evaluate_sts`` does. Tasks that mteb does not know, such as dev splits, are refused rather than left out
-    silently. mteb's seeding of the global random numbers and its switch to evaluation mode are undone.
+    `evaluate_sts` does. mteb's seeding of the global random numbers and its switch to evaluation mode are undone.
 
-    Args:
-        model: The model to score.
-        tasks: Test tasks by name, as ``load_sts_tasks`` returns them. The rows are those given, so SICK-R is the
-            part the caller loaded and not mteb's 9,927 pairs.
-        model_name: Name of the model in mteb's result files, ``ORGANISATION/NAME``.
-        revision: Of the model, in the result files and their path.
-        output_folder: Folder for mteb's result files; earlier results of this name and revision in it are replaced.
-            None writes nothing.
-        batch_size: Texts a forward pass.
-
-    Returns:
-        Task -> score in [-100, 100], plus ``avg`` as ``evaluate_sts`` has it.
-
-    Raises:
-        ValueError: If there are no tasks, mteb does not know one, SICK-R is given twice, or a score is undefined.
+    The rows are those given, so SICK-R is the part the caller loaded and not mteb's 9,927 pairs. Result files are
+    written to `output_folder`, under the model's name, `ORGANISATION/NAME`, and revision, in place of earlier ones;
+    None writes nothing. Raises a ValueError if there are no tasks, mteb does not know one (such as a dev split),
+    SICK-R is given twice, or a score is undefined.
     """
     refused = [name for name in tasks if name not in _MTEB_NAMES]
     if refused or not tasks:
@@ -70,11 +55,8 @@ def evaluate_sts_mteb(
         stock = [_fill_stock_task(_MTEB_NAMES[name], task) for name, task in tasks.items()]
         by_mteb_name = _evaluate(model, stock, (model_name, revision), output_folder, batch_size)
     scores = {name: by_mteb_name[_MTEB_NAMES[name]] for name in tasks}
-    undefined = [name for name, score in scores.items() if math.isnan(score)]
-    if undefined:
-        raise ValueError(
-            f"mteb protocol: score of {', '.join(undefined)} is NaN: constant or NaN embeddings or scores"
-        )
+    if undefined := ", ".join(name for name, score in scores.items() if math.isnan(score)):
+        raise ValueError(f"mteb protocol: score of {undefined} is NaN: embeddings or scores are constant or NaN")
     return add_average(scores)
 
 
@@ -87,22 +69,10 @@ def evaluate_hub_tasks(
     output_folder: str | None = None,
     batch_size: int = 128,
 ) -> dict[str, float]:
-    """Return mteb's main score x 100 of each task, on the data that mteb itself loads from the hub.
+    """Returns mteb's main score x 100 of each task, on the data that mteb itself loads from the hub.
 
-    Args:
-        model: The model to score.
-        tasks: Names of mteb's tasks, of any type.
-        model_name: Name of the model in mteb's result files, ``ORGANISATION/NAME``.
-        revision: Of the model, in the result files and their path.
-        output_folder: As in ``evaluate_sts_mteb``.
-        batch_size: Texts a forward pass.
-
-    Returns:
-        Task -> score; no average, since mteb's seven are not SimCSE's.
-
-    Raises:
-        ValueError: If mteb does not know a task.
-        OSError: If the hub cannot be reached.
+    Tasks are of any of mteb's types; the other arguments are those of `evaluate_sts_mteb`. There is no average, since
+    mteb's seven are not SimCSE's. Raises a ValueError if mteb does not know a task.
     """
     with preserved_state(model):
         try:
@@ -113,15 +83,9 @@ def evaluate_hub_tasks(
 
 
 def weights_hash(model: SentenceTransformer) -> str:
-    """Return a revision for a model that has none: a hash of its modules and weights.
+    """Returns 16 hexadecimal digits of a hash of a model's modules and weights: a revision for a model that has none.
 
     mteb keys its results by name and revision, and a model that is trained anew in the same folder has the same name.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        The first 16 hexadecimal digits of a SHA-256.
     """
     digest = hashlib.sha256(str(model).encode())
     for name, weight in model.state_dict().items():
@@ -137,7 +101,7 @@ def _evaluate(
     output_folder: str | None,
     batch_size: int,
 ) -> dict[str, float]:
-    """Return the main score x 100 of each task, by mteb's name of it; the caller preserves the state."""
+    """Main score x 100 of each task, by its name in mteb; the caller preserves the state."""
     encoder = SentenceTransformerEncoderWrapper(model)
     # Without a name of its own a fine-tuned model takes its base model's in mteb's records.
     update = dict(zip(("name", "revision"), identity, strict=True))
@@ -156,7 +120,7 @@ def _evaluate(
 
 
 def _fill_stock_task(name: str, task: StsTask) -> mteb.AbsTask:
-    """Return mteb's task of that name with the given rows in place of the hub's."""
+    """The task of mteb of that name, with the given rows in place of the hub's."""
     stock = mteb.get_task(name)
     columns = {"sentence1": task.sentence1, "sentence2": task.sentence2, "score": task.scores}
     stock.dataset = DatasetDict({"test": Dataset.from_dict(columns)})

@@ -1,11 +1,6 @@
-"""Score a model on STS by SimCSE's protocol.
+"""Scores a model on STS by SimCSE's protocol, that of papers on contrastive learning.
 
-In: a sentence-transformers model and the tasks of ``gcbs_st.evaluation.sts_tasks``.
-Out: plain floats, Spearman x 100.
-Why: papers on contrastive learning report STS by one protocol (all sub-sets of a task concatenated, ONE Spearman of
-the cosine, SICK-R on its test part, plain mean over the tasks), and differences between batch planners are smaller
-than differences between protocols. The same tasks run through mteb in ``gcbs_st.evaluation.mteb_protocol``, which is apart so
-that importing this module does not import mteb.
+All subsets of a task are concatenated, ONE Spearman of the cosine, SICK-R on its test part, plain mean over the tasks.
 """
 
 from __future__ import annotations
@@ -27,23 +22,11 @@ _SAME_COSINE = 1e-6
 def evaluate_sts(
     model: SentenceTransformer, tasks: Mapping[str, StsTask], *, batch_size: int = 128, show_progress: bool = False
 ) -> dict[str, float]:
-    """Return Spearman x 100 of the cosines for each task, and their average by SimCSE's protocol.
+    """Returns Spearman x 100 of the cosines for each task, and `avg`, the mean of the test tasks if there are any.
 
-    Each distinct text of all tasks is encoded once, in evaluation mode and with the model's default prompt. The
-    model's training mode and the global random numbers are left as they were.
-
-    Args:
-        model: The model to score.
-        tasks: Tasks by name, as ``load_sts_tasks`` returns them.
-        batch_size: Texts a forward pass.
-        show_progress: Whether to show the progress bar of ``encode``.
-
-    Returns:
-        Task -> score in [-100, 100], plus ``avg``, the plain mean of the test tasks. Tasks named ``-dev``, ``-train``
-        and ``-all`` are scored but not averaged; without any test task there is no ``avg``.
-
-    Raises:
-        ValueError: If there are no tasks, or a task's score is undefined (NaN embeddings, constant scores or cosines).
+    Tasks named `-dev`, `-train` and `-all` are scored but not averaged. Texts are encoded in evaluation mode with the
+    model's default prompt; its training mode and the global random numbers are left as they were. Raises a ValueError
+    if there are no tasks, or a score is undefined (NaN embeddings, constant scores or cosines).
     """
     if not tasks:
         raise ValueError("evaluate_sts: got no tasks, expected at least one StsTask")
@@ -61,7 +44,7 @@ def evaluate_sts(
 
 
 def add_average(scores: Mapping[str, float]) -> dict[str, float]:
-    """Return the scores plus ``avg``, the plain mean of the test tasks, if there are any."""
+    """Returns the scores plus `avg`, the plain mean of the test tasks, if there are any."""
     test_scores = [score for name, score in scores.items() if not name.endswith(("-dev", "-train", "-all"))]
     return {**scores, "avg": statistics.fmean(test_scores)} if test_scores else dict(scores)
 
@@ -72,27 +55,15 @@ def _correlate(name: str, scores: Sequence[float], cosines: np.ndarray) -> float
     if not np.isfinite(scores).all() or np.ptp(scores) == 0:
         raise ValueError(f"STS task {name}: gold scores are constant or not finite, Spearman is undefined")
     if np.ptp(cosines) <= _SAME_COSINE:
-        raise ValueError(
-            f"STS task {name}: all cosines are equal, Spearman is undefined; the embeddings have collapsed"
-        )
+        raise ValueError(f"STS task {name}: all cosines are equal; the embeddings have collapsed")
     return 100 * float(spearmanr(scores, cosines).statistic)
 
 
 class StsEvaluator(ScoreEvaluator):
-    """Evaluator for the trainer that scores STS tasks by SimCSE's protocol (Spearman x 100).
+    """Evaluator for the trainer that scores STS tasks by SimCSE's protocol, as `{name}_{task}_spearman` x 100.
 
-    Metrics are named ``{name}_{task}_spearman``.
-
-    Args:
-        tasks: Tasks by name, as ``load_sts_tasks`` returns them.
-        name: Prefix of the metrics and part of the CSV file's name.
-        batch_size: Texts a forward pass.
-        show_progress: Whether to show the progress bar of ``encode``.
-        primary_task: Task (or ``avg``) that chooses the best checkpoint. Default: the only task, else
-            ``STSBenchmark-dev`` as SimCSE does, else ``avg``.
-
-    Raises:
-        ValueError: If there are no tasks, or the primary task is not among them or cannot be told.
+    `primary_task`, a task or `avg`, chooses the best checkpoint; None for the only task, else `STSBenchmark-dev` as
+    SimCSE does, else `avg`. Raises a ValueError if that is not among the scores.
     """
 
     def __init__(

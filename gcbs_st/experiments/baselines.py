@@ -131,12 +131,6 @@ def with_transformers_tokenizers(*models: SentenceTransformer) -> Iterator[None]
 
     GISTEmbedLoss refuses the bare tokenizer of a static model when it is made. It takes the tokenizer only to
     see that model and guide have the same one, and it tokenizes nothing where they do.
-
-    Args:
-        models: those with another tokenizer are left as they are.
-
-    Yields:
-        Nothing.
     """
     bare: list[tuple[Any, Tokenizer]] = [(m[0], m.tokenizer) for m in models if isinstance(m.tokenizer, Tokenizer)]
     for module, tokenizer in bare:

@@ -81,16 +81,9 @@ def compare(config: ExperimentConfig, options: Options, tell: Tell) -> Content:
 
     Written to the folder: `comparison.json` and `comparison.md`, after each seed that all arms have finished.
 
-    Args:
-        config: the experiment.
-        options: what is compared.
-        tell: given one line for each finished run.
+    What is also in `comparison.json`; `gcbs_st.records.tables.comparison_report` makes the Markdown of it.
 
-    Returns:
-        What is also in `comparison.json`; `gcbs_st.records.tables.comparison_report` makes the Markdown of it.
-
-    Raises:
-        ConfigError: an arm, a field or a reference that cannot be.
+    Raises a ConfigError for an arm, a field or a reference that cannot be.
     """
     if options.reference not in options.arms:
         raise ConfigError(
@@ -175,17 +168,7 @@ def settings_of(sweeps: Sequence[str]) -> list[tuple[str, ...]]:
 def select(config: ExperimentConfig, options: Options, sweeps: Sequence[str], tell: Tell) -> str:
     """Returns a table of the settings of a sweep, the best of each arm marked, by the dev task alone.
 
-    Args:
-        config: the experiment. Its test tasks are not even read.
-        options: what is compared.
-        sweeps: see `settings_of`.
-        tell: given one line for each finished run.
-
-    Returns:
-        The Markdown; `selection.json` holds the same.
-
-    Raises:
-        ConfigError: an arm, a field or a sweep that cannot be.
+    Raises a ConfigError for an arm, a field or a sweep that cannot be.
     """
     runs = plan_runs(config, options.arms, options.seeds, options.out, settings_of(sweeps))
     runner = Runner(config, dev_steps=options.dev_steps, dev_only=True, save_models=options.save_models)

@@ -27,15 +27,7 @@ _ROBERTAS = ("roberta", "codebert", "unixcoder")
 
 
 def with_train(config: ExperimentConfig, changes: Mapping[str, Any]) -> ExperimentConfig:
-    """Returns the experiment with fields of the training arguments changed in all runs, whichever block sets them.
-
-    Args:
-        config: is not changed.
-        changes: fields and their values.
-
-    Returns:
-        The changed experiment.
-    """
+    """Returns the experiment with fields of the training arguments changed in all runs, whichever block sets them."""
     runs = {name: {key: v for key, v in run.items() if key not in changes} for name, run in config.runs.items()}
     return dataclasses.replace(config, train={**config.train, **changes}, runs=runs)
 
@@ -43,11 +35,7 @@ def with_train(config: ExperimentConfig, changes: Mapping[str, Any]) -> Experime
 def is_here(source: str) -> bool:
     """Returns whether a source of the corpus or a folder of STS tasks is on this machine.
 
-    Args:
-        source: `corpus.source` or `evaluation.sts`.
-
-    Returns:
-        True for `docstrings`, `code`, and for files and folders that exist.
+    True for `docstrings`, `code`, and for files and folders that exist.
     """
     return source in FROM_PACKAGES or Path(os.path.expandvars(source)).expanduser().exists()
 
@@ -55,11 +43,7 @@ def is_here(source: str) -> bool:
 def architecture(model: ModelConfig) -> PretrainedConfig:
     """Returns the full model's configuration: its own where the model is on this machine, else that of its family.
 
-    Args:
-        model: of the experiment.
-
-    Returns:
-        With the sizes of RoBERTa or BERT, base or large by its name, where nothing better is known.
+    With the sizes of RoBERTa or BERT, base or large by its name, where nothing better is known.
     """
     try:
         folder = Path(resolve_model_name(model.name))
@@ -80,11 +64,7 @@ def architecture(model: ModelConfig) -> PretrainedConfig:
 def needs(config: ExperimentConfig) -> list[str]:
     """Returns what the full run would download, and what it would look for and not find.
 
-    Args:
-        config: the experiment.
-
-    Returns:
-        A line each for model, training rows, and STS tasks or each part of the code search.
+    A line each for model, training rows, and STS tasks or each part of the code search.
     """
     shape, name, corpus = architecture(config.model), config.model.name, config.corpus
     try:
@@ -116,11 +96,7 @@ def _whereabouts(corpus: CorpusConfig) -> str:
 def cost_table(config: ExperimentConfig) -> str:
     """Returns a Markdown table of the full run's steps, plans and arithmetic, a row a run, with what was assumed.
 
-    Args:
-        config: the experiment.
-
-    Returns:
-        The table; a line that says why there is none where the number of rows cannot be known.
+    The table; a line that says why there is none where the number of rows cannot be known.
     """
     corpus = config.corpus
     rows = corpus.max_rows
@@ -157,13 +133,8 @@ def cost_table(config: ExperimentConfig) -> str:
 def schedule(args: GCBSTrainingArguments, rows: int) -> tuple[int, list[int]]:
     """Returns how many steps a run takes, and how many rows are embedded for each of its plans.
 
-    Args:
-        args: of the run, on one device.
-        rows: of the training set.
-
-    Returns:
-        Optimizer steps, and one entry per plan. The random planner embeds nothing. Harvested rows are embedded by
-        training; what is embedded beside that, for the first plan and of old rows, is an estimate.
+    Optimizer steps, and one entry per plan. The random planner embeds nothing. Harvested rows are embedded by
+    training; what is embedded beside that, for the first plan and of old rows, is an estimate.
     """
     size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
     batches = rows // size

@@ -36,15 +36,9 @@ class ExperimentData:
 def load_data(config: ExperimentConfig) -> ExperimentData:
     """Returns the data of an experiment.
 
-    Args:
-        config: the experiment.
+    Training rows, held-out rows and the tasks that models are scored on.
 
-    Returns:
-        Training rows, held-out rows and the tasks that models are scored on.
-
-    Raises:
-        ValueError: data that cannot be used.
-        FileNotFoundError: data that is not there.
+    Raises a ValueError for data that cannot be used. Raises a FileNotFoundError for data that is not there.
     """
     train, held_out = load_rows(config)
     return ExperimentData(train, held_out, load_tasks(config.evaluation), corpus_hash(train))
@@ -53,15 +47,9 @@ def load_data(config: ExperimentConfig) -> ExperimentData:
 def load_rows(config: ExperimentConfig) -> tuple[Dataset, Dataset | None]:
     """Returns the rows of an experiment.
 
-    Args:
-        config: the experiment.
+    Training rows, and held-out rows where the configuration asks for some.
 
-    Returns:
-        Training rows, and held-out rows where the configuration asks for some.
-
-    Raises:
-        ValueError: data that cannot be used.
-        FileNotFoundError: data that is not there.
+    Raises a ValueError for data that cannot be used. Raises a FileNotFoundError for data that is not there.
     """
     options = dataclasses.asdict(config.corpus)
     held_out_rows = options.pop("held_out")

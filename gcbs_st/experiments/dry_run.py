@@ -42,15 +42,8 @@ _SMALL = {
 def dry_run(config: ExperimentConfig) -> str:
     """Returns a report: the table of a tiny run of the experiment, what the full one would fetch, and its cost.
 
-    Args:
-        config: the experiment; its output folder is left alone.
-
-    Returns:
-        Markdown.
-
-    Raises:
-        ConfigError: what the full run would refuse as well.
-        ValueError: likewise, of data that are on this machine.
+    Raises a ConfigError for what the full run would refuse as well. Raises a ValueError if likewise, of data that are
+    on this machine.
     """
     for name in config.runs:  # the full run's own values, before they are made small
         training_arguments(with_train(config, ANY_MACHINE), name)
@@ -67,15 +60,7 @@ def dry_run(config: ExperimentConfig) -> str:
 
 
 def small_config(config: ExperimentConfig, folder: Path) -> ExperimentConfig:
-    """Returns the experiment made small, and writes the model and the data that it names.
-
-    Args:
-        config: the experiment.
-        folder: where all of it is written.
-
-    Returns:
-        The same blocks, runs and losses, on `_ROWS` rows.
-    """
+    """Returns the experiment made small, and writes the model and the data that it names."""
     rows = _small_rows(config.corpus)
     code = config.evaluation.code_search
     tasks = {} if code else _small_tasks(config)

@@ -50,13 +50,7 @@ class Scoring:
     def dev_score(self, model: SentenceTransformer, task: Any, batch_size: int) -> float:
         """Returns the score of the dev task that is chosen by.
 
-        Args:
-            model: any state of it.
-            task: the dev task.
-            batch_size: texts a forward pass.
-
-        Returns:
-            In points, x 100.
+        In points, x 100.
         """
         return self.evaluate(model, {self.dev_task: task}, batch_size=batch_size)[self.dev_metric]
 
@@ -73,17 +67,10 @@ def scoring_of(config: EvaluationConfig) -> Scoring:
 def load_tasks(config: EvaluationConfig) -> Tasks:
     """Returns the tasks of an experiment by name, those of the splits that it asks for.
 
-    Args:
-        config: what is measured.
+    Code search: `code-dev`, `code-test` and `CoSQA-dev`, the last two with the split test. STS: see `load_sts_tasks`.
 
-    Returns:
-        Code search: `code-dev`, `code-test` and `CoSQA-dev`, the last two with the split test. STS: see
-        `load_sts_tasks`.
-
-    Raises:
-        ConfigError: an unknown split, or none that has a task.
-        ValueError: data that cannot be used.
-        FileNotFoundError: data that is not there.
+    Raises a ConfigError for an unknown split, or none that has a task. Raises a ValueError for data that cannot be
+    used. Raises a FileNotFoundError for data that is not there.
     """
     code = config.code_search
     if code is None:

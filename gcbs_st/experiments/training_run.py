@@ -123,15 +123,9 @@ def train_run(  # noqa: PLR0913 - the two engines differ in these
 def training_arguments(config: ExperimentConfig, name: str) -> GCBSTrainingArguments:
     """Returns the training arguments of one run.
 
-    Args:
-        config: the experiment.
-        name: of the run.
+    The fields of `train`, with those of the run over them.
 
-    Returns:
-        The fields of `train`, with those of the run over them.
-
-    Raises:
-        ConfigError: a field that the arguments do not have, or a value that they refuse.
+    Raises a ConfigError for a field that the arguments do not have, or a value that they refuse.
     """
     known = {entry.name for entry in dataclasses.fields(GCBSTrainingArguments) if entry.init}
     for path, block in (("train", config.train), (f"runs.{name}", config.runs[name])):
@@ -151,15 +145,7 @@ def training_arguments(config: ExperimentConfig, name: str) -> GCBSTrainingArgum
 
 
 def training_rows(rows: Dataset, args: SentenceTransformerTrainingArguments) -> Dataset:
-    """Returns the rows without their groups where a run does not ask for them: they would be trained on as text.
-
-    Args:
-        rows: of the corpus.
-        args: the training arguments of a run.
-
-    Returns:
-        The rows that the trainer takes.
-    """
+    """Returns the rows without their groups where a run does not ask for them: they would be trained on as text."""
     asked = getattr(args, "group_column", None)
     return rows if asked == "group" or "group" not in rows.column_names else rows.remove_columns("group")
 
@@ -172,16 +158,9 @@ def dev_evaluator(
     Its metric is `eval_sts_STSBenchmark-dev_spearman` for STS and `eval_code_code-dev_mrr` for code search, for
     `train.metric_for_best_model`.
 
-    Args:
-        config: the experiment.
-        args: the training arguments of a run.
-        data: the data.
+    The evaluator; None where `train.eval_strategy` asks for no evaluation.
 
-    Returns:
-        The evaluator; None where `train.eval_strategy` asks for no evaluation.
-
-    Raises:
-        ConfigError: the dev task is not among the tasks.
+    Raises a ConfigError if the dev task is not among the tasks.
     """
     if args.eval_strategy == "no":
         return None
@@ -198,15 +177,7 @@ def dev_evaluator(
 def make_loss(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module:
     """Returns the loss.
 
-    Args:
-        config: its name and options.
-        model: what it is the loss of.
-
-    Returns:
-        The module.
-
-    Raises:
-        ConfigError: an unknown loss or option.
+    Raises a ConfigError for an unknown loss or option.
     """
     loss_class = getattr(our_losses, config.name, None) or getattr(losses, config.name, None)
     if not isinstance(loss_class, type):
@@ -221,13 +192,7 @@ def make_loss(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module
 def score(model: SentenceTransformer, config: ExperimentConfig, data: ExperimentData) -> Record:
     """Returns the scores of a model: those of the tasks, for STS their `avg`, and `heldout_mrr`.
 
-    Args:
-        model: any state of it.
-        config: the experiment.
-        data: the data.
-
-    Returns:
-        Name of the score -> score x 100.
+    Name of the score -> score x 100.
     """
     evaluate = scoring_of(config.evaluation).evaluate
     scores: Record = evaluate(model, data.tasks, batch_size=config.evaluation.batch_size)
@@ -240,29 +205,14 @@ def score(model: SentenceTransformer, config: ExperimentConfig, data: Experiment
 
 
 def initial_model(config: ExperimentConfig) -> SentenceTransformer:
-    """Returns the untrained model, the same at each call.
-
-    Args:
-        config: the experiment.
-
-    Returns:
-        A new object.
-    """
+    """Returns the untrained model, the same at each call."""
     options = dataclasses.asdict(config.model)
     del options["sparse_gradients"]
     return load_model(options.pop("name"), **options)
 
 
 def training_record(trainer: SentenceTransformerTrainer, outcome: TrainOutput) -> Record:
-    """Returns what a run's record holds of its training: steps, loss, plans and seconds.
-
-    Args:
-        trainer: that has trained; the host's makes no plans.
-        outcome: what its `train` returned.
-
-    Returns:
-        The entries.
-    """
+    """Returns what a run's record holds of its training: steps, loss, plans and seconds."""
     plans = [entry for entry in trainer.state.log_history if "gcbs/plan_seconds" in entry]
     return {
         "steps": outcome.global_step,
@@ -277,16 +227,7 @@ def training_record(trainer: SentenceTransformerTrainer, outcome: TrainOutput) -
 
 
 def provenance(config: ExperimentConfig, name: str, data: ExperimentData) -> Record:
-    """Returns what a run's record holds of where it comes from: seed, data, commit and versions.
-
-    Args:
-        config: the experiment.
-        name: of the run.
-        data: the data.
-
-    Returns:
-        The entries.
-    """
+    """Returns what a run's record holds of where it comes from: seed, data, commit and versions."""
     return {
         "run": name,
         "seed": config.runs[name].get("seed", config.train.get("seed", 42)),

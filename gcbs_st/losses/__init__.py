@@ -1,6 +1,5 @@
-"""What is minimised: losses for batches that were composed, or that keep states of rows.
+"""Losses for composed batches, and losses that keep a state for each row: the embeddings of a batch in, a scalar out.
 
-In: the embeddings of a batch. Out: one number.
 May import: nothing of ours.
 """
 

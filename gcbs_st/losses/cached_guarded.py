@@ -1,23 +1,13 @@
-"""The guarded ranking loss for batches whose activations do not fit into memory.
-
-In: batches as for `gcbs_st.losses.guarded`, embedded in mini-batches.
-Out: the same loss and gradients.
-Why: the larger the batch, the more negatives, and the more of them false.
-"""
+"""The guarded ranking loss for batches whose activations do not fit into memory, embedded in mini-batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sentence_transformers import util
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from torch import Tensor
 
-from gcbs_st.losses.guarded import CITATION, Guarded, GuardedSimilarity
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+from gcbs_st.losses.guarded import Guarded
 
 
 class CachedGuardedMultipleNegativesRankingLoss(Guarded, CachedMultipleNegativesRankingLoss):
@@ -27,9 +17,9 @@ class CachedGuardedMultipleNegativesRankingLoss(Guarded, CachedMultipleNegatives
         model: the model to train; the host refuses static embeddings here.
         scale: what the similarities are multiplied with, 1 / temperature.
         similarity_fct: the scores, on which the guard decides before `scale` and hardness weights.
-        margin: share of the positive's score above which a negative is masked, at least 0; None or infinity gives
+        margin: share of the positive's score above which a negative is masked, at least 0; None or infinity for
             exactly the host's loss. See :class:`GuardedMultipleNegativesRankingLoss`.
-        guard_hard_negatives: whether the negatives that are given with a row may be masked for that row.
+        guard_hard_negatives: whether the negatives of a row's own may be masked for that row.
         **options: the host's: `mini_batch_size`, `gather_across_devices`, `directions`, `partition_mode`,
             `show_progress_bar`, `hardness_mode`, `hardness_strength` and, where the installed host has it,
             `mini_batch_num_tokens`.
@@ -41,15 +31,12 @@ class CachedGuardedMultipleNegativesRankingLoss(Guarded, CachedMultipleNegatives
         - GradCache: https://huggingface.co/papers/2101.06983
         - Positive-aware mining (NV-Retriever): https://huggingface.co/papers/2407.15831
 
-    Requirements:
-        1. (anchor, positive) pairs, (anchor, positive, negative) triplets or n-tuples.
-        2. A large batch and a small `mini_batch_size`.
-
     Inputs:
-        Texts as for the host's loss; labels are not used.
+        (anchor, positive) pairs, (anchor, positive, negative) triplets or n-tuples; no labels. Use a large batch and a
+        small `mini_batch_size`.
 
     Relations:
-        - :class:`GuardedMultipleNegativesRankingLoss` is equal to this loss, faster and in more memory.
+        - :class:`GuardedMultipleNegativesRankingLoss` is the same loss, faster and in more memory.
 
     Example:
         >>> import torch
@@ -61,30 +48,8 @@ class CachedGuardedMultipleNegativesRankingLoss(Guarded, CachedMultipleNegatives
         0.33
     """
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        scale: float = 20.0,
-        similarity_fct: Callable[[Tensor, Tensor], Tensor] = util.cos_sim,
-        *,
-        margin: float | None = 0.95,
-        guard_hard_negatives: bool = False,
-        **options: Any,
-    ) -> None:
-        guard = GuardedSimilarity(similarity_fct, margin, guard_hard_negatives)
-        super().__init__(model, scale=scale, similarity_fct=guard, **options)
-
     def calculate_loss(self, reps: list[list[Tensor]], *args: Any, **kwargs: Any) -> Tensor:
-        """Returns the mean loss of the batch, a scalar, from a list of mini-batches' (b, d) tensors a text column."""
+        """Returns the mean loss of the batch from a list of mini-batches' (b, d) tensors per text column."""
         rows = sum(len(part) for part in reps[0])
         with self.guard.watch(self.directions, len(reps) - 1, rows, self.gather_across_devices):
             return super().calculate_loss(reps, *args, **kwargs)
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Returns the options, for the model card."""
-        return {**super().get_config_dict(), **self.guard.options}
-
-    @property
-    def citation(self) -> str:
-        """The host's citation and that of the rule."""
-        return super().citation + CITATION

@@ -1,14 +1,13 @@
-"""EMC2: the gradient of the global contrastive loss from batches of any size, by one Markov chain a row.
+"""EMC2: the gradient of the global contrastive loss from batches of any size, by one Markov chain per row.
 
-In: batches of pairs and their row ids. Out: a surrogate whose gradient is that of the loss over all negatives.
-Why: the negatives that matter are rarely in a small batch. A chain keeps the one it has found until a better comes.
+The negatives that matter are rarely in a small batch. A chain keeps the one it has found until a better one comes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,64 +20,50 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 _NOBODY = -1
+# Share of a visit's proposals that give no samples. The authors' value; at least one proposal always gives one.
+_BURN_IN = 0.5
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Draw:
-    """The negatives that a batch's chains have sampled.
+    """The negatives that a batch's chains have sampled."""
 
-    Attributes:
-        inside: (b, b) share of each row's samples that are the batch's j-th doc.
-        outside: (b,) share of its samples that are the row its chain came with, which is not in the batch.
-        came_with: (b,) that row's id; below 0 for a chain on its first visit.
-        place: (b,) where that row stands among the encoded ones; 0 where there is none.
-        features: of the rows to be encoded, each once; None if there are none.
-        embedded: their embeddings, if they were needed for the draw; for the first call alone.
-    """
-
-    inside: Tensor
-    outside: Tensor
-    came_with: np.ndarray
-    place: Tensor
-    features: dict[str, Any] | None
-    embedded: Tensor | None = None
+    inside: Tensor  # (b, b) share of each row's samples that are the batch's j-th doc
+    outside: Tensor  # (b,) share of its samples that are the row its chain came with, which is not in the batch
+    came_with: np.ndarray  # (b,) that row's id; below 0 for a chain on its first visit
+    position: Tensor  # (b,) where that row is among the rows of `features`; 0 where `outside` is 0
+    features: dict[str, Any] | None  # of the rows to be encoded, each once; None if there are none
 
 
 class EMC2Loss(RowLoss):
     r"""The global contrastive loss by Markov chain Monte Carlo (EMC2), for any batch size.
 
-    The loss that is minimised, with b = `scale`, is that of each row against ALL negatives z of the training set::
+    With b = `scale`, the loss of each row is that against ALL negatives z of the training set::
 
         L = mean over rows (x, y) of  -log( exp(b x.y) / sum_z exp(b x.z) )
         grad L = mean of  -b grad(x.y) + b E_{z ~ p_x} grad(x.z),   p_x(z) proportional to exp(b x.z)
 
     Each row has a Metropolis-Hastings chain whose states are other rows' positives and whose distribution is p_x. It
     is kept from visit to visit and over epochs. In a batch of B rows the chain of row i is proposed the positives of
-    the rows i+1, ..., B, 1, ..., i-1 of the batch, in this order, and moves from z to z' with probability
-    min(1, exp(b x.z') / exp(b x.z)); the first proposal of all is always accepted. After the burn-in, each further
-    proposal gives the chain's current state as a sample. The returned value is
-    ``b * mean(x.z over samples) - b * mean(x.y)``: its gradient is an estimate of grad L, but the value itself is no
-    loss to compare (it has no logarithm, and is negative for a good model). Evaluation gives the in-batch loss.
+    the rows i+1, ..., B, 1, ..., i-1 of the batch, in this order, and moves from z to z' with probability min(1, exp(b
+    x.z') / exp(b x.z)); a row's very first proposal is always accepted. x.z is the score that z had when it was
+    accepted. The second half of the proposals each give the chain's current state as a sample. A sample that is not in
+    the batch, since its chain has rejected all proposals so far, is encoded again, with gradient. The returned value
+    is ``b * mean(x.z over samples) - b * mean(x.y)``: its gradient is an estimate of grad L, but the value itself is
+    no loss to compare (it has no logarithm, and is negative for a good model). Evaluation returns the in-batch loss.
 
     The negatives of a row are the positives of all other rows, not its own; equal texts in other rows count. With a
     loss of both directions each row has two chains.
 
-    Cost: O(B^2) beside the similarities that any in-batch loss computes, 20 bytes a row, 12 more for a second
-    direction, and one more pass through the model, of the texts that were sampled but are not in the batch: at most B
-    a direction. Chains live on the CPU.
+    Cost: O(B^2) beside the similarities that any in-batch loss computes, 20 bytes per row, 12 more for a second
+    direction, and one more pass through the model, of at most B texts per direction. Chains live on the CPU.
 
     Args:
         model: the model to train.
         scale: b, what cosines are multiplied with, 1 / temperature. The authors use 14.28.
-        burn_in: share of a visit's proposals that give no samples, in [0, 1); the last one always gives one.
-        stale: "keep" compares with the score that a chain's state had when it was accepted, as the authors do by
-            default. "rescore" computes it anew at each visit, for which all states outside of the batch are encoded.
-        out_of_batch: what becomes of samples that are not in the batch, since a chain has rejected all proposals so
-            far. "re-encode" embeds their texts again, with gradient. "skip" leaves them out, which favours
-            negatives that chains leave soon; a row without other samples does not count then, nor its positive.
         mix: the loss is ``(1 - mix) * EMC2 + mix * in-batch InfoNCE``, in [0, 1].
         directions: "query_to_doc", "doc_to_query" or both, of which the mean is taken.
-        rows: n, the rows of the training set. None: the trainer tells, or states grow with the ids that come.
+        rows: n, the rows of the training set. None: from the trainer, or states grow with the ids that come.
         seed: of the chains; None takes that of the run, or 0.
 
     Raises:
@@ -88,9 +73,9 @@ class EMC2Loss(RowLoss):
         - EMC2, ICML 2024: https://huggingface.co/papers/2404.10575
 
     Requirements:
-        1. (anchor, positive) pairs, and the row ids of each batch: from `GCBSTrainer`, or see `RowLoss`.
-        2. For "re-encode" and "rescore" a way to get at texts: from `GCBSTrainer`, or see `RowLoss.prepare`.
-        3. Several epochs: a chain knows after k visits what k batches have proposed to it.
+        1. (anchor, positive) pairs, the row ids of each batch and a way to get at texts: from `GCBSTrainer`, or see
+           `RowLoss` and `RowLoss.prepare`.
+        2. Several epochs: after k visits a chain has seen what k batches have proposed to it.
 
     Inputs:
         (anchor, positive) pairs; columns of negatives are refused; labels are not used.
@@ -98,34 +83,30 @@ class EMC2Loss(RowLoss):
     Recommendations:
         - Chains converge to p_x where batches are random. A planner that brings neighbours together proposes near
           negatives more often, and a chain then samples p_x times the chance of being proposed.
-        - Compare with :class:`SogCLRLoss` of ``gamma=1``, the in-batch loss without the positive in its denominator: that
-          alone may be much of the difference to the in-batch loss, and costs no pass.
+        - Compare with :class:`SogCLRLoss` of ``gamma=1``, the in-batch loss without the positive in its
+          denominator: that alone may be much of the difference to the in-batch loss, and costs no pass.
 
     Relations:
-        - :class:`SogCLRLoss` approaches the same loss by one denominator a row, from the batch's negatives alone.
+        - :class:`SogCLRLoss` approaches the same loss by one denominator per row, from the batch's negatives alone.
         - There is no gradient-cached form: batches have to fit into memory, which is what this loss is for.
         - In MatryoshkaLoss chains follow the full dimensionality, and all smaller ones take its samples.
-        - Under DDP each process moves the chains of the rows it draws. What it knows of other rows is as of the last
-          checkpoint, at which all processes take each row's newest state; so how often a run saves is part of what it
-          computes. Processes make the same passes only if all of them draw a batch of this loss in the same step: do
-          not give another loss to another dataset there.
+        - Under DDP each process moves the chains of the rows it draws, and all take each row's newest state at
+          checkpoints: how often a run saves is part of what it computes. Processes make the same passes only if all of
+          them draw a batch of this loss in the same step: do not use another loss for another dataset there.
 
     Example:
         >>> model = torch.nn.Identity()  # a SentenceTransformer
-        >>> loss = EMC2Loss(model, rows=100, out_of_batch="skip")
+        >>> loss = EMC2Loss(model, rows=100)
         >>> anchors, positives = torch.eye(3), torch.eye(3)
         >>> float(loss.compute_loss_from_embeddings([anchors, positives], None, row_ids=[7, 30, 2]))
         -20.0
     """
 
-    def __init__(  # noqa: PLR0913 - as configurations and the host's own losses give their options, by name
+    def __init__(
         self,
         model: SentenceTransformer,
         scale: float = 20.0,
         *,
-        burn_in: float = 0.5,
-        stale: Literal["keep", "rescore"] = "keep",
-        out_of_batch: Literal["re-encode", "skip"] = "re-encode",
         mix: float = 0.0,
         directions: Sequence[str] = ("query_to_doc",),
         rows: int | None = None,
@@ -136,17 +117,9 @@ class EMC2Loss(RowLoss):
             fields[f"{direction} state"] = (np.int64, _NOBODY)
             fields[f"{direction} score"] = (np.float32, -np.inf)
         super().__init__(model, scale, fields, directions, rows)
-        if not 0 <= burn_in < 1:
-            raise ValueError(f"burn_in: got {burn_in}, expected a share of the proposals in [0, 1).")
-        if stale not in ("keep", "rescore"):
-            raise ValueError(f"stale: got {stale!r}, expected 'keep' or 'rescore'.")
-        if out_of_batch not in ("re-encode", "skip"):
-            raise ValueError(f"out_of_batch: got {out_of_batch!r}, expected 're-encode' or 'skip'.")
         if not 0 <= mix <= 1:
             raise ValueError(f"mix: got {mix}, expected a share in [0, 1].")
-        self.burn_in, self.stale, self.out_of_batch, self.mix = burn_in, stale, out_of_batch, mix
-        self.seed = seed
-        self._run_seed = seed or 0
+        self.mix, self.seed, self._run_seed = mix, seed, seed or 0
 
     def prepare(self, rows: int, features_of: FeaturesOf | None = None, seed: int | None = None) -> None:
         """See `RowLoss.prepare`; the run's seed becomes that of the chains if they have none of their own."""
@@ -157,25 +130,22 @@ class EMC2Loss(RowLoss):
     def row_loss(self, direction: str, ids: np.ndarray, queries: Tensor, docs: Tensor, scores: Tensor) -> Tensor:
         """Returns the surrogate of one direction, see `RowLoss.row_loss`."""
         del docs
-        drawn: _Draw | None = self._drawn.get(direction)
-        if drawn is None:
-            drawn = self._drawn[direction] = self._draw(direction, ids, queries.detach(), scores.detach())
-        embedded, drawn.embedded = drawn.embedded, None
-        if embedded is None and drawn.features is not None:
-            embedded = self.encode(drawn.features)
+        if direction not in self._drawn:
+            self._drawn[direction] = self._draw(direction, ids, scores.detach())
+        drawn: _Draw = self._drawn[direction]
         sampled = (drawn.inside * scores).sum(1)
-        if embedded is not None and self.out_of_batch == "re-encode":
-            sampled = sampled + drawn.outside * self._pair_scores(queries, embedded[drawn.place])
-        # 1 for rows with samples, 0 for those without: the only row of a batch, or skipped ones.
-        counts = (drawn.inside.sum(1) + drawn.outside).round()
-        return (sampled - scores.diagonal() * counts).sum() / counts.sum().clamp(min=1)
+        if drawn.features is not None:
+            stored = self.encode(drawn.features)[drawn.position]
+            sampled = sampled + drawn.outside * (self.scale * util.pairwise_cos_sim(queries, stored))
+        # The only row of a batch has no samples, and so nothing to hold its positive's pull in balance.
+        return (sampled - scores.diagonal() * (len(ids) > 1)).sum() / max(1, len(ids))
 
     def finish(self, loss: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
         """Returns the loss with the in-batch loss mixed in."""
         return (1 - self.mix) * loss + self.mix * self.in_batch_loss(scores) if self.mix else loss
 
     def last_samples(self, direction: str = "query_to_doc") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns what the chains have sampled in the batch that `set_rows` has told; for measurements.
+        """Returns what the chains have sampled in the batch that `set_rows` was called with; for measurements.
 
         Args:
             direction: one of `directions`.
@@ -194,42 +164,28 @@ class EMC2Loss(RowLoss):
             )
         return drawn.inside.cpu().numpy(), drawn.outside.cpu().numpy(), drawn.came_with
 
-    # ---------------------------------------------------------------- chains
-
-    def _draw(self, direction: str, ids: np.ndarray, queries: Tensor, scores: Tensor) -> _Draw:
+    def _draw(self, direction: str, ids: np.ndarray, scores: Tensor) -> _Draw:
         """Moves the chains of the batch's rows and returns what they have sampled."""
-        size, matrix = len(ids), scores.float().cpu().numpy()
+        size = len(ids)
         states, stored = self._state[f"{direction} state"], self._state[f"{direction} score"]
-        came_with, score = states[ids], stored[ids]
-        slot = _places_in_batch(came_with, ids)
-        away = (came_with != _NOBODY) & (slot == size)
-        place, features, embedded = np.zeros(size, np.int64), None, None
-        if self.stale == "rescore":
-            place, features = self._texts_of(direction, came_with, away, ids)
-            here = slot < size
-            score[here] = matrix[here, slot[here]]
-            if features is not None:
-                with torch.set_grad_enabled(self.out_of_batch == "re-encode" and torch.is_grad_enabled()):
-                    embedded = self.encode(features)
-                fresh = self._pair_scores(queries, embedded.detach()[torch.from_numpy(place)])
-                self._refuse_nan(fresh)
-                score[away] = fresh.float().cpu().numpy()[away]
-        slots, score = self._move(matrix, slot, score, self._generator(direction))
-        if slots.shape[1]:
+        came_with = states[ids]
+        matrix, slot = scores.float().cpu().numpy(), _places_in_batch(came_with, ids)
+        slots, score = self._move(matrix, slot, stored[ids], self._generator(direction))
+        if size > 1:
             last = slots[:, -1]
             states[ids] = np.where(last < size, ids[np.minimum(last, size - 1)], came_with)
             stored[ids] = score
-        shares = self._shares(slots, size)
-        if self.out_of_batch == "skip":
-            shares[:, size] = 0
-            shares /= np.maximum(shares.sum(1, keepdims=True), 1e-12)
-        elif self.stale == "keep":
-            place, features = self._texts_of(direction, came_with, shares[:, size] > 0, ids)
+        samples = slots[:, int(_BURN_IN * (size - 1)) :]
+        shares = np.zeros((size, size + 1))
+        np.add.at(shares, (np.arange(size)[:, None], samples), 1.0)
+        shares /= max(1, samples.shape[1])
+        position, features = self._texts_of(direction, came_with, shares[:, size] > 0, ids)
         # In half precision shares would not sum to 1.
         exact = torch.promote_types(scores.dtype, torch.float32)
         weights = torch.from_numpy(shares).to(scores.device, exact)
-        where = torch.from_numpy(place).to(scores.device)
-        return _Draw(weights[:, :size], weights[:, size], came_with, where, features, embedded)
+        return _Draw(
+            weights[:, :size], weights[:, size], came_with, torch.from_numpy(position).to(scores.device), features
+        )
 
     def _move(
         self, scores: np.ndarray, slot: np.ndarray, score: np.ndarray, generator: torch.Generator
@@ -250,45 +206,32 @@ class EMC2Loss(RowLoss):
             slots[:, step] = slot
         return slots, score
 
-    def _shares(self, slots: np.ndarray, size: int) -> np.ndarray:
-        """(b, b + 1) shares of the samples, those after the burn-in, that are in each slot; zeros without proposals."""
-        samples = slots[:, int(self.burn_in * slots.shape[1]) :]
-        shares = np.zeros((size, size + 1))
-        np.add.at(shares, (np.arange(size)[:, None], samples), 1.0)
-        return shares / max(1, samples.shape[1])
-
     def _texts_of(
         self, direction: str, states: np.ndarray, wanted: np.ndarray, ids: np.ndarray
     ) -> tuple[np.ndarray, dict[str, Any] | None]:
-        """Where each wanted state stands among the features that are returned, of each row once."""
-        place = np.zeros(len(states), np.int64)
-        rows, place[wanted] = np.unique(states[wanted], return_inverse=True)
+        """Returns where each wanted state is among the features that are returned too, of each row once."""
+        position = np.zeros(len(states), np.int64)
+        rows, position[wanted] = np.unique(states[wanted], return_inverse=True)
         if not len(rows) and torch.distributed.is_available() and torch.distributed.is_initialized():
             # DDP's passes are collective: a process that needs none joins those of the others, with weight 0.
             rows = ids[:1]
-        return place, self.features_of(direction, rows) if len(rows) else None
-
-    def _pair_scores(self, queries: Tensor, docs: Tensor) -> Tensor:
-        return self.scale * util.pairwise_cos_sim(queries, docs)
+        return position, self.features_of(direction, rows) if len(rows) else None
 
     def _generator(self, direction: str) -> torch.Generator:
-        """A generator for one visit: it needs no state in checkpoints, and processes draw different numbers."""
+        """Returns a visit's generator: it needs no state in checkpoints, and processes draw different numbers."""
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if distributed else 0
         key = [self._run_seed, rank, self._clock, self.directions.index(direction)]
         seed = np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)
         return torch.Generator().manual_seed(int(seed))
 
-    # ---------------------------------------------------------------- for the model card
-
     def get_config_dict(self) -> dict[str, Any]:
         """Returns the options, for the model card."""
-        names = ("burn_in", "stale", "out_of_batch", "mix")
-        return {**super().get_config_dict(), **{name: getattr(self, name) for name in names}}
+        return {**super().get_config_dict(), "mix": self.mix}
 
     @property
     def citation(self) -> str:
-        """Of the method."""
+        """BibTeX of the paper."""
         return """
 @inproceedings{yau2024emc2,
     title={{EMC2}: Efficient {MCMC} Negative Sampling for Contrastive Learning with Global Convergence},
@@ -302,7 +245,7 @@ class EMC2Loss(RowLoss):
 
 
 def _places_in_batch(states: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """(b,) places of the states among the batch's rows; b for those that are not there."""
+    """Returns (b,) places of the states among the batch's rows, b for those that are not there."""
     order = np.argsort(ids)
     found = np.minimum(np.searchsorted(ids, states, sorter=order), len(ids) - 1)
     return np.where(ids[order[found]] == states, order[found], len(ids))

@@ -1,11 +1,8 @@
-"""The ranking loss with in-batch negatives, without those that look like positives.
+"""The ranking loss without the in-batch negatives that look like positives.
 
-In: the (b, d) embeddings of a batch's anchors, positives and, where given, negatives.
-Out: the host's loss, computed as if the masked negatives were not in the batch.
-Why: batches of close neighbours hold false negatives, and pushing those away hurts more than hard negatives help.
-
-The host's loss asks its `similarity_fct` for one block of scores after the other. The guard is a similarity
-function around the user's that answers -inf for a false negative, so that everything else stays the host's.
+Batches of close neighbours hold false negatives, and pushing those away hurts more than hard negatives help. The
+host's loss asks its `similarity_fct` for one block of scores after the other. The guard is a similarity function
+around the user's that returns -inf for a false negative, so that everything else stays the host's.
 """
 
 from __future__ import annotations
@@ -39,38 +36,24 @@ CITATION = """
 
 
 def false_negative_threshold(positive: Tensor, margin: float) -> Tensor:
-    """Returns the score above which a negative is taken for false, one for each row.
+    """Returns the (b,) scores above which a row's negatives are taken for false, from those of its positive.
 
     It is ``positive - (1 - margin) * |positive|``: `margin` times a positive score, and below a negative one by the
-    same share, where `margin` times it would lie above it.
+    same share, where `margin` times it would lie above it. Without gradient, and at least float32, since half
+    precision would round the margin away.
 
-    Args:
-        positive: (b,) scores of the rows' own positives, before scaling.
-        margin: share of the positive's score, at least 0.
-
-    Returns:
-        (b,) without gradient; float32 at least, since half precision would round the margin away.
-
-    Example:
-        >>> false_negative_threshold(torch.tensor([0.8, 0.0, -0.8]), margin=0.75)
-        tensor([ 0.6000,  0.0000, -1.0000])
+    >>> false_negative_threshold(torch.tensor([0.8, 0.0, -0.8]), margin=0.75)
+    tensor([ 0.6000,  0.0000, -1.0000])
     """
     exact = positive.detach().to(torch.promote_types(positive.dtype, torch.float32))
     return exact - (1 - margin) * exact.abs()
 
 
 class GuardedSimilarity(nn.Module):
-    """A similarity function that answers -inf for what it takes for a false negative.
+    """A similarity function that returns -inf for what it takes for a false negative.
 
-    Outside of `watch` it is the function that it was given. A module, so that weights of that function are trained.
-
-    Args:
-        similarity_fct: (rows, d) and (columns, d) to (rows, columns) scores.
-        margin: see `false_negative_threshold`; None or infinity for no guard.
-        guard_hard_negatives: whether the negatives given with a row may be masked for it.
-
-    Raises:
-        ValueError: `margin` below 0 or NaN.
+    Outside of `watch` it is the function that it was given: (rows, d) and (columns, d) to (rows, columns) scores. A
+    module, so that weights of that function are trained. Raises a ValueError if `margin` is below 0 or NaN.
     """
 
     def __init__(
@@ -79,9 +62,7 @@ class GuardedSimilarity(nn.Module):
         super().__init__()
         if margin is not None and not margin >= 0:
             raise ValueError(f"margin: got {margin}, expected at least 0, or None for no guard.")
-        self.similarity_fct = similarity_fct
-        self.margin = margin
-        self.guard_hard_negatives = guard_hard_negatives
+        self.similarity_fct, self.margin, self.guard_hard_negatives = similarity_fct, margin, guard_hard_negatives
         self._batch: _WatchedBatch | None = None
         self.masked: Tensor | int = 0  # of the last batch; a tensor until somebody reads it
         self.negatives = 0
@@ -94,18 +75,15 @@ class GuardedSimilarity(nn.Module):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What was chosen, for the model card."""
+        """The options, for the model card."""
         return {"margin": self.margin, "guard_hard_negatives": self.guard_hard_negatives}
 
     @contextmanager
     def watch(self, directions: Sequence[str], columns: int, rows: int, gathered: bool) -> Iterator[None]:
-        """Masks the scores that are asked for inside this context; RuntimeError if they come in an unknown order.
+        """Masks the scores that are asked for meanwhile; raises a RuntimeError if they come in an unknown order.
 
-        Args:
-            directions: those of the loss.
-            columns: texts a row beside the query: its positive and its negatives.
-            rows: b, the rows of this process.
-            gathered: whether the other processes' rows are among the candidates.
+        `columns` is the number of texts per row beside the query, `rows` that of this process's rows; `gathered` says
+        whether the other processes' rows are among the candidates.
         """
         self.masked = self.negatives = 0
         if self.margin is None or math.isinf(self.margin):
@@ -122,7 +100,7 @@ class GuardedSimilarity(nn.Module):
         self.masked, self.negatives = batch.masked, batch.negatives
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        """Returns the (rows, columns) scores of (rows, d) and (columns, d), inside of `watch` masked."""
+        """Returns the (rows, columns) scores of (rows, d) and (columns, d), masked inside of `watch`."""
         scores = self.similarity_fct(left, right)
         return scores if self._batch is None else self._batch.mask(left, right, scores)
 
@@ -130,21 +108,18 @@ class GuardedSimilarity(nn.Module):
 class _WatchedBatch:
     """Follows the host through one batch: which scores it asks for, and where the rows' own texts are.
 
-    A block of rows (the batch, or a mini-batch of the cached loss) starts with its query_to_doc scores, which hold
-    the positives and so the thresholds.
+    A block of rows (the batch, or a mini-batch of the cached loss) starts with its query_to_doc scores, which hold the
+    positives and so the thresholds.
     """
 
     def __init__(
         self, margin: float, guard_hard_negatives: bool, directions: Sequence[str], columns: int, first: int
     ) -> None:
-        self.margin = margin
-        self.guard_hard_negatives = guard_hard_negatives
+        self.margin, self.guard_hard_negatives, self.columns = margin, guard_hard_negatives, columns
         self.directions = [direction for direction in HOST_ORDER if direction in directions]
-        self.columns = columns
         self.position = first  # the next block's first row among the gathered rows
-        self.calls = 0
+        self.calls = self.negatives = 0
         self.masked: Tensor | int = 0
-        self.negatives = 0
         self.queries = self.documents = self.own = self.threshold = torch.empty(0)
 
     def mask(self, left: Tensor, right: Tensor, scores: Tensor) -> Tensor:
@@ -171,7 +146,7 @@ class _WatchedBatch:
         return scores.masked_fill(false.T if direction.startswith("doc") else false, -torch.inf)
 
     def check(self, as_expected: bool) -> None:
-        """Raises if the host went another way than the one this guard follows, rather than mask at random."""
+        """Raises if the host asks in another order than the one this guard follows, rather than mask at random."""
         if not as_expected:
             raise RuntimeError(
                 f"got scores of this installed sentence-transformers in an unknown order, expected {self.directions} "
@@ -189,12 +164,24 @@ class _WatchedBatch:
 
 
 class Guarded:
-    """What the guarded losses share: access to the guard that sits in the place of their similarity function."""
+    """What the guarded losses share: access to the guard in the place of their similarity function."""
 
     similarity_fct: Any
 
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        scale: float = 20.0,
+        similarity_fct: Callable[[Tensor, Tensor], Tensor] = util.cos_sim,
+        *,
+        margin: float | None = 0.95,
+        guard_hard_negatives: bool = False,
+        **options: Any,
+    ) -> None:
+        guard = GuardedSimilarity(similarity_fct, margin, guard_hard_negatives)
+        super().__init__(model, scale=scale, similarity_fct=guard, **options)  # type: ignore[call-arg]
+
     def __setattr__(self, name: str, value: Any) -> None:
-        """Sets an attribute; a similarity function goes into the guard, which stays in its place."""
         if name == "similarity_fct" and not isinstance(value, GuardedSimilarity):
             self.guard.similarity_fct = value
         else:
@@ -202,7 +189,7 @@ class Guarded:
 
     @property
     def guard(self) -> GuardedSimilarity:
-        """The guard; the similarity function that was given is its `similarity_fct`."""
+        """The guard; its `similarity_fct` is the similarity function that was given."""
         guard: GuardedSimilarity = self.similarity_fct
         return guard
 
@@ -216,26 +203,35 @@ class Guarded:
         """Share of the last batch's negatives that were masked, in [0, 1]; waits for the device."""
         return float(self.guard.masked) / max(self.guard.negatives, 1)
 
+    def get_config_dict(self) -> dict[str, Any]:
+        """Returns the options, for the model card."""
+        return {**super().get_config_dict(), **self.guard.options}  # type: ignore[misc]
+
+    @property
+    def citation(self) -> str:
+        """The host's citation and that of the rule."""
+        return str(super().citation + CITATION)  # type: ignore[misc]
+
 
 class GuardedMultipleNegativesRankingLoss(Guarded, MultipleNegativesRankingLoss):
     """The host's MultipleNegativesRankingLoss without the in-batch negatives that score like a positive.
 
     A candidate whose similarity to a row lies above ``positive - (1 - margin) * |positive|``, where ``positive`` is
     the similarity of the row's own pair, is taken for a false negative and left out of that row's softmax. With a
-    positive score that is ``margin * positive``. The batch's own scores decide, without gradient: no guide model.
-    A row has one threshold, that of its own pair, for the candidates of all directions. Its own positive always
-    stays, so a row whose negatives are all masked adds 0 to the loss. Cost: two passes over the scores.
+    positive score that is ``margin * positive``. The batch's own scores decide, without gradient: no guide model. A
+    row has one threshold, that of its own pair, for the candidates of all directions. Its own positive always stays,
+    so a row whose negatives are all masked adds 0 to the loss. Cost: two passes over the scores.
 
     Args:
         model: the model to train.
         scale: what the similarities are multiplied with, 1 / temperature.
         similarity_fct: the scores, on which the guard decides before `scale` and hardness weights.
-        margin: share of the positive's score, at least 0; None or infinity gives exactly the host's loss. With 1 all
+        margin: share of the positive's score, at least 0; None or infinity for exactly the host's loss. With 1 all
             that scores above the positive is masked, and above 1 only what does so by that share.
-        guard_hard_negatives: whether the negatives that are given with a row may be masked for that row. By default
-            they stay. For other rows they are in-batch negatives, always guarded.
+        guard_hard_negatives: whether the negatives of a row's own may be masked for that row. By default they stay.
+            For other rows they are in-batch negatives, always guarded.
         **options: the host's: `gather_across_devices`, `directions`, `partition_mode`, `hardness_mode`,
-            `hardness_strength`. All work; those that the installed host lacks are refused by it.
+            `hardness_strength`. The host refuses those that its installed version lacks.
 
     Raises:
         ValueError: `margin` below 0 or NaN, or an option that the host refuses.
@@ -248,13 +244,13 @@ class GuardedMultipleNegativesRankingLoss(Guarded, MultipleNegativesRankingLoss)
         (anchor, positive) pairs, (anchor, positive, negative) triplets or n-tuples; no labels.
 
     Recommendations:
-        - Start from a model that ranks better than chance. The guard cannot tell a false negative from a pair that
-          the model still ranks wrongly, and takes both out.
+        - Start from a model that ranks better than chance. The guard cannot tell a false negative from a pair that the
+          model still ranks wrongly, and takes both out.
         - Use it with batches of close neighbours. With random batches it may hurt.
         - Watch `last_masked`, a share of the last batch's negatives (in MatryoshkaLoss: of the last dimensionality).
 
     Relations:
-        - :class:`CachedGuardedMultipleNegativesRankingLoss` is equal to this loss in less memory.
+        - :class:`CachedGuardedMultipleNegativesRankingLoss` is the same loss in less memory.
         - GISTEmbedLoss with ``margin_strategy="relative", margin=0.05`` applies the same rule to a guide's scores.
 
     Example:
@@ -270,29 +266,7 @@ class GuardedMultipleNegativesRankingLoss(Guarded, MultipleNegativesRankingLoss)
         (0.33, 0.95)
     """
 
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        scale: float = 20.0,
-        similarity_fct: Callable[[Tensor, Tensor], Tensor] = util.cos_sim,
-        *,
-        margin: float | None = 0.95,
-        guard_hard_negatives: bool = False,
-        **options: Any,
-    ) -> None:
-        guard = GuardedSimilarity(similarity_fct, margin, guard_hard_negatives)
-        super().__init__(model, scale=scale, similarity_fct=guard, **options)
-
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Any) -> Tensor:
-        """Returns the mean loss of the batch, a scalar, from one (b, d) tensor a text column; labels are not used."""
+        """Returns the mean loss of the batch from one (b, d) tensor per text column; labels are not used."""
         with self.guard.watch(self.directions, len(embeddings) - 1, len(embeddings[0]), self.gather_across_devices):
             return super().compute_loss_from_embeddings(embeddings, labels)
-
-    def get_config_dict(self) -> dict[str, Any]:
-        """Returns the options, for the model card."""
-        return {**super().get_config_dict(), **self.guard.options}
-
-    @property
-    def citation(self) -> str:
-        """The host's citation and that of the rule."""
-        return super().citation + CITATION

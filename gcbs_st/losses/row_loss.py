@@ -1,9 +1,7 @@
-"""What losses that remember something of each row share: row ids in, one small state a row, and what a checkpoint holds.
+"""What losses with a state for each row share: the ids of a batch's rows, the states, and how they are saved.
 
-In: the ids of a batch's rows, beside the batch. Out: a few numbers a row, kept from one visit of the row to the next.
-Why: a batch shows a row few of its negatives; what earlier batches showed of the others has to be kept somewhere.
-
-States are NumPy arrays on the CPU. They are no buffers: a loss is moved to the device of its model.
+A batch shows a row few of its negatives; what earlier batches showed of the others has to be kept somewhere. States
+are NumPy arrays on the CPU. They are no buffers: a loss is moved to the device of its model.
 """
 
 from __future__ import annotations
@@ -29,14 +27,14 @@ DIRECTIONS = ("query_to_doc", "doc_to_query")
 class RowLoss(nn.Module, ABC):
     """A loss of (anchor, positive) pairs that keeps a state for each row of the training set.
 
-    In training mode it has to be told which rows a batch holds. `GCBSTrainer` does so. In a loop of your own pass
+    In training mode it has to know which rows a batch holds. `GCBSTrainer` tells it. In a loop of your own pass
     `row_ids` with the batch or, where the loss is wrapped, call `set_rows` before each batch. The state advances once
-    for each batch told. What a wrapper asks for beyond that (the further dimensionalities of MatryoshkaLoss) is
-    answered with what the first call, that of the full dimensionality, has drawn.
+    per call. What a wrapper asks for beyond that (the smaller dimensionalities of MatryoshkaLoss) is answered with
+    what the first call, that of the full dimensionality, has drawn.
 
     In evaluation mode (`model.training` is False) states are neither read nor written, no ids are needed, and the
-    result is the in-batch loss: exactly the host's MultipleNegativesRankingLoss, or for both directions its
-    symmetric form.
+    result is the in-batch loss: exactly the host's MultipleNegativesRankingLoss, or for both directions its symmetric
+    form.
 
     Args:
         model: the model to train.
@@ -64,10 +62,8 @@ class RowLoss(nn.Module, ABC):
             raise ValueError(f"directions: got {directions!r}, expected one or both of {DIRECTIONS}.")
         if rows is not None and rows < 1:
             raise ValueError(f"rows: got {rows}, expected the number of rows of the training set, at least 1.")
-        self.model = model
-        self.scale = scale
+        self.model, self.scale, self.rows = model, scale, rows
         self.directions = tuple(one for one in DIRECTIONS if one in directions)
-        self.rows = rows
         # Of the newest visit, counted in batches: which of several processes' states is the newest.
         self._fields = {"visited": (np.int64, 0.0), **fields}
         self._state = {name: np.full(rows or 0, fill, dtype) for name, (dtype, fill) in self._fields.items()}
@@ -76,14 +72,12 @@ class RowLoss(nn.Module, ABC):
         self._ids: np.ndarray | None = None
         self._drawn: dict[str, Any] = {}
 
-    # ---------------------------------------------------------------- which rows
-
     def prepare(self, rows: int, features_of: FeaturesOf | None = None, seed: int | None = None) -> None:
-        """Tells how many rows there are and how to get at their texts; `GCBSTrainer` calls it before training.
+        """Says how many rows there are and how to get at their texts; `GCBSTrainer` calls it before training.
 
         Args:
             rows: n, the rows of the training set.
-            features_of: takes (m,) row ids and the place of a text column (0 anchors, 1 positives), gives the
+            features_of: takes (m,) row ids and the position of a text column (0 anchors, 1 positives), returns the
                 features of these texts as the model takes them.
             seed: of the run, for losses that draw numbers and were given no seed of their own.
 
@@ -102,13 +96,10 @@ class RowLoss(nn.Module, ABC):
         self._grow(rows)
 
     def set_rows(self, row_ids: Sequence[int] | np.ndarray | Tensor | None) -> None:
-        """Tells which rows the next batch holds; until the next call all batches count as this one.
+        """Says which rows the next batch holds; until the next call all batches count as this one.
 
-        Args:
-            row_ids: (b,) different ids in 0..n-1, in the order of the batch; None for no batch.
-
-        Raises:
-            ValueError: an id twice, or one that is no row of the training set.
+        These are (b,) distinct ids in 0..n-1, in the order of the batch, or None for no batch; others raise a
+        ValueError.
         """
         self._drawn, self._ids = {}, None
         if row_ids is None:
@@ -125,7 +116,7 @@ class RowLoss(nn.Module, ABC):
         self._ids = ids
 
     def _held(self) -> int:
-        """The rows that states are held of; while their number is not known, up to the last one visited."""
+        """Returns how many rows there are states of; while n is unknown, those up to the last one visited."""
         if self.rows is not None:
             return self.rows
         visited = np.flatnonzero(self._state["visited"])
@@ -140,27 +131,13 @@ class RowLoss(nn.Module, ABC):
         for name, (dtype, fill) in self._fields.items():
             self._state[name] = np.concatenate([self._state[name], np.full(more, fill, dtype)])
 
-    # ---------------------------------------------------------------- the loss
-
     def forward(
         self,
         sentence_features: Iterable[dict[str, Tensor]],
         labels: Tensor | None = None,
         row_ids: Sequence[int] | np.ndarray | Tensor | None = None,
     ) -> Tensor:
-        """Returns the loss of a batch, a scalar.
-
-        Args:
-            sentence_features: of the anchors and of the positives, b texts each.
-            labels: not used.
-            row_ids: (b,) ids of the rows, for this batch alone; None where `set_rows` has told them.
-
-        Returns:
-            A scalar with gradient.
-
-        Raises:
-            ValueError: no row ids in training, or see `compute_loss_from_embeddings`.
-        """
+        """Returns the loss of a batch, a scalar with gradient; see `compute_loss_from_embeddings` for `row_ids`."""
         embeddings = [self.model(features)["sentence_embedding"] for features in sentence_features]
         return self.compute_loss_from_embeddings(embeddings, labels, row_ids)
 
@@ -170,19 +147,19 @@ class RowLoss(nn.Module, ABC):
         labels: Tensor | None = None,
         row_ids: Sequence[int] | np.ndarray | Tensor | None = None,
     ) -> Tensor:
-        """Returns the loss of a batch that is embedded already.
+        """Returns the loss of (b, d) anchors and (b, d) positives, a scalar with gradient; labels are not used.
 
         Args:
-            embeddings: (b, d) anchors and (b, d) positives.
+            embeddings: of the anchors and of the positives.
             labels: not used.
-            row_ids: see `forward`.
+            row_ids: (b,) ids of the rows, for this batch alone; None after `set_rows`.
 
         Returns:
             A scalar with gradient.
 
         Raises:
-            ValueError: other than two text columns, row ids that are missing or do not fit, or scores that are NaN
-                or infinite.
+            ValueError: other than two text columns, row ids that are missing or do not fit, or scores that are NaN or
+                infinite.
         """
         if len(embeddings) != 2:
             raise ValueError(
@@ -213,48 +190,31 @@ class RowLoss(nn.Module, ABC):
 
     @abstractmethod
     def row_loss(self, direction: str, ids: np.ndarray, queries: Tensor, docs: Tensor, scores: Tensor) -> Tensor:
-        """Returns the loss of one direction; what it draws goes into `_drawn[direction]`, and what is there is taken.
+        """Returns the loss of one direction, a scalar with gradient.
 
-        Args:
-            direction: one of `directions`.
-            ids: (b,) row ids.
-            queries: (b, d) embeddings.
-            docs: (b, d) embeddings; row i is the positive of query i.
-            scores: (b, b) scale times the cosines of queries and docs.
-
-        Returns:
-            A scalar with gradient.
+        Row i of the (b, d) `docs` is the positive of row i of the (b, d) `queries`; `ids` are the (b,) row ids,
+        `scores` (b, b) `scale` times the cosines. Draws go into `_drawn[direction]`; what is already there is used.
         """
 
     def finish(self, loss: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
-        """Returns the loss of the batch from that of the directions; for losses that add something to it."""
+        """Returns the loss of the batch from the mean of the directions; for losses that add something to it."""
         del scores
         return loss
 
     def in_batch_loss(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """Returns the mean of the directions' InfoNCE losses, each of (b, b) scores with the positives on the diagonal."""
-        of_each = [
-            nn.functional.cross_entropy(one, torch.arange(len(one), device=one.device)) for one in scores.values()
-        ]
-        return torch.stack(of_each).mean()
+        """Returns the mean InfoNCE loss of the directions' (b, b) scores, which have the positives on the diagonal."""
+        targets = torch.arange(len(next(iter(scores.values()))), device=next(iter(scores.values())).device)
+        return torch.stack([nn.functional.cross_entropy(one, targets) for one in scores.values()]).mean()
 
     def encode(self, features: Mapping[str, Any]) -> Tensor:
-        """Returns (m, d) embeddings of stored rows; the pass may change its features, which may be needed again."""
+        """Returns (m, d) embeddings. From a copy: the pass may change its features, which may be needed again."""
         embedded: Tensor = self.model(dict(features))["sentence_embedding"]
         return embedded
 
     def features_of(self, direction: str, rows: np.ndarray) -> dict[str, Any]:
-        """Returns the features of the docs of a direction that stand in some rows.
+        """Returns the features of the docs of a direction in (m,) rows.
 
-        Args:
-            direction: one of `directions`.
-            rows: (m,) row ids.
-
-        Returns:
-            What the model takes.
-
-        Raises:
-            ValueError: nobody has told how to get at the texts.
+        Raises a ValueError where nobody has said how to get at the texts, see `prepare`.
         """
         if self._features_of is None:
             raise ValueError(
@@ -281,26 +241,21 @@ class RowLoss(nn.Module, ABC):
                 "gradients; half precision may also overflow."
             )
 
-    # ---------------------------------------------------------------- in a checkpoint
-
     def row_state(self) -> dict[str, np.ndarray]:
-        """Returns a copy of what is remembered: (n,) arrays by name, and `clock`, the batches visited."""
+        """Returns a copy of the states: (n,) arrays by name, and `clock`, the number of batches visited."""
         held = self._held()
         return {**{name: array[:held].copy() for name, array in self._state.items()}, "clock": np.array(self._clock)}
 
     def load_row_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """Takes what `row_state` gave.
+        """Restores what `row_state` returned for a loss with the same options and training set.
 
-        Args:
-            state: of a loss with the same options and training set.
-
-        Raises:
-            ValueError: it is of another number of rows, or of a loss that remembers something else.
+        Raises a ValueError if it is of another number of rows, or of a loss with other states.
         """
         if {*state} != {*self._state, "clock"}:
             raise ValueError(
-                f"{type(self).__name__}: got a state with {sorted(state)}, expected {sorted([*self._state, 'clock'])}. "
-                "It was saved with another loss or other directions; resume with those, or start anew."
+                f"{type(self).__name__}: got a state with {sorted(state)}, expected "
+                f"{sorted([*self._state, 'clock'])}. It was saved with another loss or other directions; resume with "
+                "those, or start anew."
             )
         got = len(state["visited"])
         if self.rows is not None and got != self.rows:

@@ -1,7 +1,6 @@
-"""SogCLR: the global contrastive loss by one moving average a row, the denominator of its softmax.
+"""SogCLR: the global contrastive loss by one moving average per row, the denominator of its softmax.
 
-In: batches of pairs and their row ids. Out: a surrogate whose negatives are weighed as in the loss over all negatives.
-Why: the baseline that EMC2 is measured against; it costs nothing beside the in-batch loss.
+The baseline that EMC2 is measured against; it costs nothing beside the in-batch loss.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ class SogCLRLoss(RowLoss):
         u_i <- (1 - gamma) u_i + gamma * mean over j != i of exp(s_ij)      (the first visit sets it)
         surrogate_i = mean over j != i of [exp(s_ij) / u_i] s_ij - s_ii,    [.] without gradient
 
-    All of it in log space. The weights of a row sum to at most 1 / gamma: to less than 1 in a batch whose negatives are
-    easier than those that the row has met before, to more in a harder one. (In the in-batch loss they always sum to
-    the same.) The value itself is no loss to compare; evaluation gives the in-batch loss.
+    All of it in log space. The weights of a row sum to at most 1 / gamma: to less than 1 in a batch whose negatives
+    are easier than those that the row has met before, to more in a harder one. (In the in-batch loss they always sum
+    to the same.) The value itself is no loss to compare; evaluation returns the in-batch loss.
 
-    Cost: nothing beside the in-batch loss; 12 bytes a row, 4 more for a second direction.
+    Cost: nothing beside the in-batch loss; 12 bytes per row, 4 more for a second direction.
 
     Args:
         model: the model to train.
@@ -40,7 +39,7 @@ class SogCLRLoss(RowLoss):
         gamma: share of the newest batch in the average, in (0, 1]; with 1 there is no memory, and the gradient is that
             of the in-batch loss without the positive in its denominator.
         directions: "query_to_doc", "doc_to_query" or both, of which the mean is taken.
-        rows: n, the rows of the training set. None: the trainer tells, or states grow with the ids that come.
+        rows: n, the rows of the training set. None: from the trainer, or states grow with the ids that come.
 
     Raises:
         ValueError: an option out of its range.
@@ -49,7 +48,7 @@ class SogCLRLoss(RowLoss):
         - SogCLR, ICML 2022: https://huggingface.co/papers/2202.12387
 
     Requirements:
-        (anchor, positive) pairs, and the row ids of each batch: from `GCBSTrainer`, or see `RowLoss`.
+        The row ids of each batch: from `GCBSTrainer`, or see `RowLoss`.
 
     Inputs:
         (anchor, positive) pairs; columns of negatives are refused; labels are not used.
@@ -92,7 +91,7 @@ class SogCLRLoss(RowLoss):
         return (self._drawn[direction] * scores).sum() / size - scores.diagonal().mean()
 
     def _weigh(self, direction: str, ids: np.ndarray, scores: Tensor) -> Tensor:
-        """Updates the averages; (b, b) weights of the negatives, 0 on the diagonal."""
+        """Updates the averages and returns (b, b) weights of the negatives, 0 on the diagonal."""
         size = len(ids)
         negatives = scores.float().masked_fill(torch.eye(size, dtype=torch.bool, device=scores.device), -torch.inf)
         log_mean = negatives.logsumexp(1) - math.log(size - 1)
@@ -102,8 +101,7 @@ class SogCLRLoss(RowLoss):
         log_u = torch.logaddexp(before + keep, log_mean + math.log(self.gamma))
         log_u = torch.where(before.isinf(), log_mean, log_u)
         stored[ids] = log_u.cpu().numpy()
-        weights = (negatives - log_u[:, None]).exp() / (size - 1)
-        return weights
+        return (negatives - log_u[:, None]).exp() / (size - 1)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Returns the options, for the model card."""
@@ -111,7 +109,7 @@ class SogCLRLoss(RowLoss):
 
     @property
     def citation(self) -> str:
-        """Of the method."""
+        """BibTeX of the paper."""
         return """
 @inproceedings{yuan2022sogclr,
     title={Provable Stochastic Optimization for Global Contrastive Learning: Small Batch Does Not Harm Performance},

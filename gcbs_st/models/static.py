@@ -1,7 +1,6 @@
-"""Trains static models at their speed: a model in, and while it trains, one torch thread and tokens from memory.
+"""Trains static models at their speed: on one torch thread, and tokenizing each text once.
 
-A static model's step takes a few milliseconds and the tokens of a batch of functions take ten times as long. The same
-texts come in every epoch and whenever rows are embedded to be planned.
+A step takes a few milliseconds, tokenizing a batch of functions ten times as long.
 """
 
 from __future__ import annotations
@@ -19,14 +18,10 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 @contextmanager
 def remembered_tokens(model: SentenceTransformer, known: dict[str, np.ndarray] | None = None) -> Iterator[None]:
-    """Keeps the tokens of each text that a static model meets, until this is left; 4 bytes a token.
+    """Keeps the tokens of each text that a static model meets, at 4 bytes per token.
 
-    Args:
-        model: other models than static ones are left as they are. What it gives is the same with and without.
-        known: texts and their tokens as an earlier model with the same tokenizer left them; it is added to.
-
-    Yields:
-        Nothing.
+    What the model returns is the same, and other models are left as they are. `known` has the tokens that an earlier model with the same tokenizer met, and
+    is added to.
     """
     if not isinstance(model[0], StaticEmbedding):
         yield
@@ -52,31 +47,20 @@ def remembered_tokens(model: SentenceTransformer, known: dict[str, np.ndarray] |
         del first.preprocess
 
 
-def meet_texts(model: SentenceTransformer, rows: Dataset) -> None:
-    """Has a static model tokenize all texts of some rows, for `remembered_tokens`; other models do nothing.
-
-    Args:
-        model: within `remembered_tokens`.
-        rows: columns of text, and others, which are passed over.
-    """
+def meet_texts(model: SentenceTransformer, dataset: Dataset) -> None:
+    """Tokenizes all texts of a dataset if the model is static, for `remembered_tokens`."""
     if isinstance(model[0], StaticEmbedding):
-        for name, feature in rows.features.items():
+        for name, feature in dataset.features.items():
             if getattr(feature, "dtype", None) == "string":
-                model[0].preprocess(list(rows[name]))
+                model[0].preprocess(list(dataset[name]))
 
 
 @contextmanager
 def few_threads(model: SentenceTransformer) -> Iterator[None]:
     """Trains static models on one torch thread: their steps are too small to be shared out.
 
-    Two threads that wait for each other made 2 steps a second on a busy machine of two cores where one made
-    17, and no more than one on a quiet machine. Tokenizers, planners and NumPy keep their threads.
-
-    Args:
-        model: what is trained meanwhile; other models than static ones keep torch's threads too.
-
-    Yields:
-        Nothing.
+    Two threads that wait for each other made 2 steps per second on a busy machine of two cores where one made
+    17, and no more than one on a quiet machine.
     """
     threads = torch.get_num_threads()
     if isinstance(model[0], StaticEmbedding) and model.device.type == "cpu":

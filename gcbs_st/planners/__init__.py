@@ -86,9 +86,8 @@ def register(name: str) -> Callable[[Callable[..., Planner]], Callable[..., Plan
 def available() -> list[str]:
     """Returns the names that `make_planner` knows, sorted.
 
-    Example:
-        >>> "gcbs" in available()
-        True
+    >>> "gcbs" in available()
+    True
     """
     return sorted(_REGISTRY)
 
@@ -96,33 +95,20 @@ def available() -> list[str]:
 def name_of(planner: Planner) -> str:
     """Returns the name that a planner is registered under, that of its class if it is not.
 
-    Args:
-        planner: an object with a `plan` method.
-
-    Example:
-        >>> name_of(RandomWalkPlanner())
-        'random_walk'
+    >>> name_of(RandomWalkPlanner())
+    'random_walk'
     """
     return next((name for name, made in _REGISTRY.items() if made is type(planner)), type(planner).__name__)
 
 
 def make_planner(planner: str | Planner, options: Mapping[str, Any] | None = None) -> Planner:
-    """Returns a planner, made from its name and options, or the given object itself.
+    """Returns a planner, made from a name of `available()` and keyword arguments, or the given object itself.
 
-    Args:
-        planner: a name of `available()` or an object with a `plan` method.
-        options: keyword arguments of the planner's constructor; only with a name.
+    Raises a ValueError for an unknown name, an option that the planner does not have, or options with an object, and a
+    TypeError for what is neither a name nor an object with a `plan` method.
 
-    Returns:
-        An object that follows the `Planner` protocol.
-
-    Raises:
-        ValueError: an unknown name, an option that the planner does not have, or options with an object.
-        TypeError: neither a name nor an object with a `plan` method.
-
-    Example:
-        >>> make_planner("gcbs", {"quantile": 0.99}).quantile
-        0.99
+    >>> make_planner("gcbs", {"quantile": 0.99}).quantile
+    0.99
     """
     options = dict(options or {})
     if not isinstance(planner, str):

@@ -70,14 +70,9 @@ class BasePlanner:
     ) -> np.ndarray:
         """Returns (n,) int64, the order of the rows; the last n mod `batch_size` of them fill no batch.
 
-        Args:
-            anchors: (n, d) floats, unit rows.
-            positives: (n, d) floats, unit rows; row i is the positive of anchor i.
-            batch_size: rows per batch, at least 1.
-            rng: all randomness comes from it.
-
-        Raises:
-            ValueError: input that cannot be planned, see `check_pairs`; a batch size that does not suit the options.
+        `anchors` and `positives` are (n, d) floats, unit rows, row i of the second being the positive of row i of the
+        first. All randomness comes from `rng`. Raises a ValueError for input that cannot be planned, see
+        `check_pairs`, or a batch size that does not suit the options.
         """
         return self.order_rows(*check_pairs(anchors, positives, batch_size), batch_size, rng)
 
@@ -108,10 +103,9 @@ class Abilities:
 def abilities_of(planner: Planner) -> Abilities:
     """Returns what a planner says of itself; what a user's planner does not say is what most planners are.
 
-    Example:
-        >>> from gcbs_st.planners import BestPlanner
-        >>> abilities_of(BestPlanner(clusters_per_batch=2))
-        Abilities(splits=True, needs_embeddings=True, covers_each_row_once=True, clusters_per_batch=2)
+    >>> from gcbs_st.planners import BestPlanner
+    >>> abilities_of(BestPlanner(clusters_per_batch=2))
+    Abilities(splits=True, needs_embeddings=True, covers_each_row_once=True, clusters_per_batch=2)
     """
     usual = BasePlanner()
     known = ("splits", "needs_embeddings", "covers_each_row_once")
@@ -135,21 +129,16 @@ def scale_or_default(scale: float | None) -> float:
 
 
 def configured(planner: Planner, *, scale: float | None = None, **settings: Any) -> Planner:
-    """Returns a planner that knows how far training has come and what loss it plans for; the given one is not changed.
+    """Returns a copy of a planner that knows how far training has come and what loss it plans for.
 
-    Args:
-        planner: any; settings that it has no attribute for are left out.
-        scale: 1 / temperature of the loss, for a planner whose own is None.
-        settings: `epoch`, `clusters_per_batch`, `show_progress`, `threads`.
+    `settings` are `epoch`, `clusters_per_batch`, `show_progress` and `threads`; those that the planner has no
+    attribute for are left out. `scale` is 1 / temperature of the loss, for a planner whose own is None. Where nothing
+    would change it is the planner itself.
 
-    Returns:
-        A copy with the settings, or the planner itself where that would be the same.
-
-    Example:
-        >>> from gcbs_st.planners import BestPlanner
-        >>> own = BestPlanner(clusters_per_batch=2)
-        >>> configured(own, scale=10.0, clusters_per_batch=4).scale, own.scale, own.clusters_per_batch
-        (10.0, None, 2)
+    >>> from gcbs_st.planners import BestPlanner
+    >>> own = BestPlanner(clusters_per_batch=2)
+    >>> configured(own, scale=10.0, clusters_per_batch=4).scale, own.scale, own.clusters_per_batch
+    (10.0, None, 2)
     """
     if getattr(planner, "scale", 0) is None:
         settings["scale"] = scale_or_default(scale)
@@ -191,17 +180,10 @@ def check_share(**options: float) -> None:
 
 
 def check_rows(embeddings: np.ndarray, name: str) -> np.ndarray:
-    """Returns the rows, scaled to unit length where they are not, after refusing what cannot be planned.
+    """Returns (n, d) embeddings, scaled to unit length where they are not, after refusing what cannot be planned.
 
-    Args:
-        embeddings: (n, d) floats.
-        name: what the rows are, for the messages ("anchors", "positives").
-
-    Returns:
-        The same array where all rows are unit within 1 %, otherwise a normalised float32 copy.
-
-    Raises:
-        ValueError: not a 2-D array of floats, or a row that is not finite or is all zeros.
+    The same array where all rows are unit within 1 %, otherwise a normalised float32 copy. Raises a ValueError, which
+    calls the rows by `name`, if they are no 2-D array of floats or one of them is not finite or all zeros.
     """
     if embeddings.ndim != 2 or not np.issubdtype(embeddings.dtype, np.floating):
         raise ValueError(
@@ -227,18 +209,10 @@ def check_rows(embeddings: np.ndarray, name: str) -> np.ndarray:
 
 
 def check_pairs(anchors: np.ndarray, positives: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both arrays as unit rows, after the checks that stand before every plan.
+    """Returns (n, d) anchors and positives as unit rows, after the checks that stand before every plan.
 
-    Args:
-        anchors: (n, d) floats.
-        positives: (n, d) floats, row i belongs to row i of `anchors`.
-        batch_size: rows per batch, at least 1.
-
-    Returns:
-        The two arrays, see `check_rows`. The same object twice where the input was.
-
-    Raises:
-        ValueError: different shapes, a batch size below 1, or rows that `check_rows` refuses.
+    The same object twice where the input was. Raises a ValueError for different shapes, a batch size below 1, or rows
+    that `check_rows` refuses.
     """
     if anchors.shape != positives.shape:
         raise ValueError(f"anchors have shape {anchors.shape} but positives {positives.shape}, expected equal shapes.")
@@ -260,21 +234,11 @@ def row_norms(embeddings: np.ndarray) -> np.ndarray:
 def check_batches(order: Any, rows: int, batch_size: int, planner: str) -> np.ndarray:
     """Returns an order in which rows recur, as int64, after making sure that none recurs within a batch.
 
-    Args:
-        order: what a planner that does not cover each row once has returned.
-        rows: n, the number of rows it was given.
-        batch_size: rows per batch.
-        planner: its name, for the message.
+    `rows` is n, the number of rows that the planner was given. Raises a ValueError, which names the planner, for
+    anything but whole batches of distinct rows.
 
-    Returns:
-        (m,) int64, m a multiple of `batch_size`.
-
-    Raises:
-        ValueError: another shape, an unknown row, or a row twice in a batch.
-
-    Example:
-        >>> check_batches([0, 1, 1, 2], rows=4, batch_size=2, planner="mine").tolist()
-        [0, 1, 1, 2]
+    >>> check_batches([0, 1, 1, 2], rows=4, batch_size=2, planner="mine").tolist()
+    [0, 1, 1, 2]
     """
     found = np.asarray(order)
     valid = found.ndim == 1 and np.issubdtype(found.dtype, np.integer) and len(found) % batch_size == 0
@@ -294,23 +258,15 @@ def check_batches(order: Any, rows: int, batch_size: int, planner: str) -> np.nd
 def check_order(order: Any, rows: int, planner: str) -> np.ndarray:
     """Returns the order as int64, after making sure that it holds every row once.
 
-    Args:
-        order: what a planner returned.
-        rows: n, the number of rows it was given.
-        planner: its name, for the message.
+    (n,) int64, a bijection of 0..n-1.
 
-    Returns:
-        (n,) int64, a bijection of 0..n-1.
+    Raises a ValueError for another shape, a row twice, a row missing.
 
-    Raises:
-        ValueError: another shape, a row twice, a row missing.
-
-    Example:
-        >>> check_order([2, 0, 1], rows=3, planner="mine").tolist()
-        [2, 0, 1]
-        >>> check_order([2, 2, 1], rows=3, planner="mine")
-        Traceback (most recent call last):
-        ValueError: planner mine: ... expected every row 0..2 exactly once.
+    >>> check_order([2, 0, 1], rows=3, planner="mine").tolist()
+    [2, 0, 1]
+    >>> check_order([2, 2, 1], rows=3, planner="mine")
+    Traceback (most recent call last):
+    ValueError: planner mine: ... expected every row 0..2 exactly once.
     """
     found = np.asarray(order)
     valid = found.shape == (rows,) and np.issubdtype(found.dtype, np.integer)

@@ -96,7 +96,7 @@ def plan_quality(  # noqa: PLR0913 - a keyword for each choice of the measuremen
         positives: (n, d) floats, unit rows; row i is the positive of anchor i.
         order: (m,) integers in [0, n); consecutive blocks are batches, whose rows are distinct, and a shorter last
             block is left out.
-        batch_size: rows a batch, B.
+        batch_size: rows per batch, B.
         scale: 1 / temperature.
         sample_rows: about how many anchors are measured, in whole batches; None for all.
         compare: also measure a random order and the limit, which `closed` needs.
@@ -186,11 +186,9 @@ def _measure(
 
 
 def tail_shares(scores: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Returns (m,) the share of each row's hardest negatives that are among its batch's members.
+    """Returns (m,) the share of each row's hardest negatives that are among the (m, B) members of its batch.
 
-    Args:
-        scores: (m, n) of negatives, -inf where a row meets itself.
-        members: (m, B) rows of each row's batch.
+    `scores` are (m, n) of negatives, -inf where a row meets itself.
     """
     tail = min(TAIL, scores.shape[1] - 1)
     if tail == 0:
@@ -200,12 +198,9 @@ def tail_shares(scores: np.ndarray, members: np.ndarray) -> np.ndarray:
 
 
 def hardest_log_sums(scores: np.ndarray, own: np.ndarray, batch_size: int) -> np.ndarray:
-    """Returns (m,) the log-sum-exp of each row over its own positive and its B - 1 hardest negatives.
+    """Returns (m,) the log-sum-exp of each row over its own score and those of its B - 1 hardest negatives.
 
-    Args:
-        scores: (m, n) of negatives, -inf where a row meets itself.
-        own: (m,) scores of the rows' own positives.
-        batch_size: B.
+    `scores` are (m, n) of negatives, -inf where a row meets itself; `own` are (m,).
     """
     n = scores.shape[1]
     if batch_size < n:

@@ -114,7 +114,7 @@ class _State(NamedTuple):
         order: (n,) int64.
         where: (n,) int64, the place of each row in the order; -1 outside of whole batches.
         inside: (n,) float64, the share of each row's sum that is in its batch: exp(-gap).
-        b: rows a batch.
+        b: rows per batch.
     """
 
     anchors: np.ndarray

@@ -9,11 +9,7 @@ from pathlib import Path
 
 
 def version_of(package: str) -> str | None:
-    """Returns the version of an installed distribution, None if it is not installed.
-
-    Args:
-        package: its name.
-    """
+    """Returns the version of an installed distribution, None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -75,11 +75,8 @@ class Runs:
 def read_runs(folders: Sequence[Path]) -> Runs:
     """Returns the runs that folders hold; those of one folder by name and seed.
 
-    Args:
-        folders: of runs, of experiments or of comparisons.
-
-    Raises:
-        ValueError: a folder is not there or holds no run, or a file is damaged or missing; the message names it.
+    Raises a ValueError if a folder is not there or holds no run, or a file is damaged or missing; the message names
+    it.
     """
     found: dict[Path, RunRecord] = {}
     before: dict[Path, Mapping[str, Any]] = {}
@@ -105,11 +102,7 @@ def read_runs(folders: Sequence[Path]) -> Runs:
 def read_run_record(folder: Path) -> RunRecord:
     """Returns what the folder of one run holds.
 
-    Args:
-        folder: with `config.yaml`, `results.json` and, of later versions, `log_history.json`.
-
-    Raises:
-        ValueError: a file is damaged or missing; the message names it.
+    Raises a ValueError if a file is damaged or missing; the message names it.
     """
     config = _read_yaml(folder / CONFIG_FILE)
     results = folder / RESULTS_FILE
@@ -129,8 +122,7 @@ def read_run_record(folder: Path) -> RunRecord:
 def read_run(folder: Path) -> tuple[ExperimentConfig, RunRecord]:
     """Returns the configuration of a finished run, as this version understands it, and its record.
 
-    Raises:
-        ValueError: the folder is not a finished run's; the message says what is missing.
+    Raises a ValueError if the folder is not a finished run's; the message says what is missing.
     """
     if not folder.is_dir():
         raise ValueError(f"--run: {folder} is not there, expected the folder of a run, such as runs/quickstart/gcbs.")
@@ -150,8 +142,7 @@ def read_run(folder: Path) -> tuple[ExperimentConfig, RunRecord]:
 def read_config(file: Path) -> ExperimentConfig:
     """Returns the configuration in a run's `config.yaml`.
 
-    Raises:
-        ValueError: it is damaged; the message names it.
+    Raises a ValueError if it is damaged; the message names it.
     """
     try:
         return load_config(file)
@@ -167,8 +158,7 @@ def run_settings(config: ExperimentConfig) -> dict[str, Any]:
 def read_log(folder: Path) -> list[Mapping[str, Any]]:
     """Returns what a run logged, one entry per call; nothing where neither the folder nor a checkpoint in it has it.
 
-    Raises:
-        ValueError: the file is damaged.
+    Raises a ValueError if the file is damaged.
     """
     if (folder / LOG_FILE).is_file():
         entries = read_json(folder / LOG_FILE, list)

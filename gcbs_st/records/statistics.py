@@ -22,21 +22,13 @@ def paired_difference(
 ) -> dict[str, Any]:
     """Returns what is known of the difference of two paired samples.
 
-    Args:
-        values: k of them.
-        reference: k of them, in the same order.
-        confidence: of the interval.
+    `mean` of the k differences, `interval` [low, high] of Student's t around it (None for k = 1, of which nothing is
+    known), `wins`, in how many pairs the value is above the reference, and `pairs`, k.
 
-    Returns:
-        `mean` of the k differences, `interval` [low, high] of Student's t around it (None for k = 1, of which
-        nothing is known), `wins`, in how many pairs the value is above the reference, and `pairs`, k.
+    Raises a ValueError for none, or not as many.
 
-    Raises:
-        ValueError: none, or not as many.
-
-    Example:
-        >>> paired_difference([3.0, 4.0, 6.0], [2.0, 2.0, 3.0])
-        {'mean': 2.0, 'interval': [-0.4841..., 4.4841...], 'wins': 3, 'pairs': 3}
+    >>> paired_difference([3.0, 4.0, 6.0], [2.0, 2.0, 3.0])
+    {'mean': 2.0, 'interval': [-0.4841..., 4.4841...], 'wins': 3, 'pairs': 3}
     """
     if len(values) != len(reference) or not len(values):
         raise ValueError(

@@ -41,11 +41,7 @@ def experiment_table(records: Mapping[str, Mapping[str, Any]]) -> str:
 def experiment_rows(records: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Returns the cells of `experiment_table`.
 
-    Args:
-        records: as there.
-
-    Returns:
-        The titles of the columns, and a row of as many texts for each record.
+    The titles of the columns, and a row of as many texts for each record.
     """
     mean = has_mean(key for record in records.values() for key in record)
     columns = [
@@ -64,12 +60,8 @@ def experiment_rows(records: Mapping[str, Mapping[str, Any]]) -> tuple[list[str]
 def has_mean(names: Iterable[str]) -> bool:
     """Returns whether a mean over the STS tests tells anything: there are two or more of them.
 
-    Args:
-        names: keys of records.
-
-    Example:
-        >>> has_mean(["STS12", "avg", "STSBenchmark-dev"]), has_mean(["STS12", "SICK-R"])
-        (False, True)
+    >>> has_mean(["STS12", "avg", "STSBenchmark-dev"]), has_mean(["STS12", "SICK-R"])
+    (False, True)
     """
     tasks = {name for name in names if name.startswith(("STS", "SICK"))}
     return len([task for task in tasks if not task.endswith(("-dev", "-train", "-all"))]) > 1
@@ -78,26 +70,14 @@ def has_mean(names: Iterable[str]) -> bool:
 def score_title(name: str) -> str:
     """Returns what a score is called in tables.
 
-    Args:
-        name: its key in a record.
-
-    Example:
-        >>> score_title("avg"), score_title("STS12")
-        ('STS mean', 'STS12')
+    >>> score_title("avg"), score_title("STS12")
+    ('STS mean', 'STS12')
     """
     return next((title for key, title, _ in _COLUMNS if key == name), name)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table whose columns are also aligned in plain text, the first to the left.
-
-    Args:
-        header: titles of the columns.
-        rows: as many cells each.
-
-    Returns:
-        The lines, without a final line end.
-    """
+    """Returns a Markdown table whose columns are also aligned in plain text, the first to the left."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -112,14 +92,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def comparison_report(content: Mapping[str, Any]) -> str:
-    """Returns a comparison as Markdown: its tables, and what they come from.
-
-    Args:
-        content: what `gcbs_st.experiments.comparison.compare` returns, and `comparison.json` holds.
-
-    Returns:
-        The text, without a final line end.
-    """
+    """Returns a comparison as Markdown: its tables, and what they come from."""
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items() if version)
     facts = [
         f"command: `{content['command']}`",
@@ -149,13 +122,7 @@ def comparison_report(content: Mapping[str, Any]) -> str:
 def comparison_tables(summary: Mapping[str, Any], reference: str, dev: str = "STSBenchmark-dev") -> str:
     """Returns the tables of a comparison as Markdown.
 
-    Args:
-        summary: what `gcbs_st.records.statistics.summarise` returns.
-        reference: the arm that the others are compared with.
-        dev: the score that times are measured to.
-
-    Returns:
-        Differences to the reference by task, mean scores by task, and times.
+    Differences to the reference by task, mean scores by task, and times.
     """
     names = list(summary[reference]["scores"])
     titles = {key: title for key, title, _ in _COLUMNS}

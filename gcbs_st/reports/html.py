@@ -20,63 +20,55 @@ _ESCAPED = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
 def batches_page(content: Mapping[str, Any], charts: Mapping[str, bytes] | None = None) -> str:
-    """Returns a page about batches.
+    """Returns a page about batches, to be written as UTF-8. Raises a ValueError for numbers that JSON cannot hold.
 
-    Args:
-        content: what `gcbs_st.reports.inspection.inspector.inspect_plan` returns, with "plans" from `gcbs_st.reports.inspection.plan_table.plan_table` and
-            "origin" (label -> text) where there are such.
-        charts: title -> PNG.
+    `content` is what `inspector.inspect_plan` returns, perhaps with "plans" from `plan_table.plan_table` and "origin"
+    (label -> text); `charts` maps titles to PNGs.
 
-    Returns:
-        The page, in UTF-8 if it is written to a file.
-
-    Raises:
-        ValueError: numbers that JSON cannot hold.
-
-    Example:
-        >>> "<b>" in batches_page({"title": "<b>"})
-        False
+    >>> "<b>" in batches_page({"title": "<b>"})
+    False
     """
-    pictures = [
-        {"title": title, "data": f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"}
-        for title, picture in (charts or {}).items()
-    ]
-    return _fill("batches.html", "batches.css", "batches.js", str(content["title"]), {**content, "charts": pictures})
+    script = read_template("batches.js")
+    pictures = [{"title": title, "data": png_uri(picture)} for title, picture in (charts or {}).items()]
+    values = {
+        "SCRIPT": script,
+        "SCRIPT_HASH": _policy_hash(script),
+        "CONTENT": embed_json({**content, "charts": pictures}),
+    }
+    return fill_page("batches.html", str(content["title"]), read_template("batches.css"), **values)
+
+
+def fill_page(template: str, title: str, style: str, **values: str) -> str:
+    """Returns a page of `templates`, whose policy allows this style alone; `values` are HTML already."""
+    values |= {"TITLE": escape(title), "STYLE": style, "STYLE_HASH": _policy_hash(style)}
+    # In one pass, so that nothing in a value is taken for a place.
+    return re.sub(r"\{\{([A-Z_]+)\}\}", lambda match: values[match[1]], read_template(template))
 
 
 def embed_json(content: Any) -> str:
-    """Returns JSON that may stand inside a `<script type="application/json">`, whatever it holds.
+    """Returns JSON that may stand inside a `<script type="application/json">`, whatever texts it holds.
 
-    Args:
-        content: what `json.dumps` takes.
-
-    Returns:
-        JSON without `<`, `>`, `&`, and anything that UTF-8 cannot write.
-
-    Raises:
-        ValueError: NaN or infinity.
+    It has no `<`, `>`, `&`, and nothing that UTF-8 cannot write. Raises a ValueError for NaN and infinity.
     """
     dumped = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", dumped)
 
 
-def _fill(page: str, style: str, script: str, title: str, content: Any) -> str:
-    """The template with its parts; the policy names the one style and the one script by their hashes."""
-    parts = {
-        name: (files("gcbs_st.reports.inspection") / "templates" / name).read_text(encoding="utf-8")
-        for name in (page, style, script)
-    }
-    values = {
-        "TITLE": html.escape(title.encode("utf-8", "replace").decode()),
-        "STYLE": parts[style],
-        "SCRIPT": parts[script],
-        "STYLE_HASH": _hash(parts[style]),
-        "SCRIPT_HASH": _hash(parts[script]),
-        "CONTENT": embed_json(content),
-    }
-    # In one pass, so that nothing in a value is taken for a place.
-    return re.sub(r"\{\{([A-Z_]+)\}\}", lambda match: values[match[1]], parts[page])
+def escape(text: str) -> str:
+    """Returns text for HTML; halves of surrogate pairs, which no encoding has, become question marks."""
+    return html.escape(text.encode("utf-8", "replace").decode("utf-8"))
 
 
-def _hash(text: str) -> str:
+def png_uri(picture: bytes) -> str:
+    """Returns a PNG as the source of an `<img>`."""
+    return f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"
+
+
+def _policy_hash(text: str) -> str:
+    """Returns how a Content-Security-Policy names an inline style or script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+
+
+def read_template(name: str) -> str:
+    """Returns the text of a file of `reports/inspection/templates`."""
+    return (files("gcbs_st.reports.inspection") / "templates" / name).read_text(encoding="utf-8")

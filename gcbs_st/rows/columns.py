@@ -14,27 +14,16 @@ _READ_ROWS = 10_000
 
 @dataclass(frozen=True)
 class TextColumn:
-    """A column of the dataset and how training preprocesses it.
+    """A column of the dataset and how training preprocesses it."""
 
-    Attributes:
-        name: of the column.
-        prompt: what the collator puts before each text, "" for nothing.
-        task: the route of a Router model, such as "query"; None without routes.
-        max_length: tokens per text where training says it beside the model; None for the model's own.
-    """
-
-    name: str
-    prompt: str = ""
-    task: str | None = None
-    max_length: int | None = None
+    name: str  # of the column
+    prompt: str = ""  # what the collator puts before each text, "" for nothing
+    task: str | None = None  # the route of a Router model, such as "query"; None without routes
+    max_length: int | None = None  # tokens per text where training says it beside the model; None for the model's own
 
 
 def seen_names(dataset: Dataset) -> list[str]:
-    """Returns the names in a row as the training loader reads it: a transform may make columns and drop others.
-
-    Args:
-        dataset: the rows, with whatever `set_transform` was given.
-    """
+    """Returns the names in a row as the training loader reads it: a transform may make columns and drop others."""
     if dataset.format["type"] != "custom" or not len(dataset):
         return list(dataset.column_names)
     return list(dataset[:1])
@@ -43,10 +32,7 @@ def seen_names(dataset: Dataset) -> list[str]:
 def text_names(dataset: Dataset, label_columns: Sequence[str] = ()) -> list[str]:
     """Returns the names of the columns that hold texts, in the order in which a loss sees them.
 
-    Args:
-        dataset: the training rows.
-        label_columns: names that may hold labels or scores. As in the host's collator only the first of them that is
-            there holds the labels; any other is a text to it.
+    As in the host's collator only the first of `label_columns` that is there holds labels; any other is a text to it.
     """
     names = [name for name in seen_names(dataset) if name != "dataset_name"]
     labels = next((name for name in label_columns if name in names), None)
@@ -62,10 +48,10 @@ def text_columns(
     dataset_name: str | None = None,
     names: Sequence[str] | None = None,
 ) -> list[TextColumn]:
-    """Returns the columns that are planned on, with the prompts and routes of training.
+    """Returns the one or two columns that are planned on, with the prompts and routes of training.
 
-    Where no names are given the order of the columns decides, as everywhere in sentence-transformers: the
-    first that is not a label holds the anchors, the second the positives. A single column is both.
+    Without names the order of the columns decides, as everywhere in sentence-transformers: the first that is not a
+    label holds the anchors, the second the positives. A single column is both.
 
     Args:
         dataset: the training rows.
@@ -76,7 +62,7 @@ def text_columns(
         names: of one or two text columns, anchors first; None for the first two.
 
     Returns:
-        One or two columns.
+        The columns, anchors first.
 
     Raises:
         ValueError: no column that holds no labels, or names of other columns than those.
@@ -89,9 +75,8 @@ def text_columns(
         )
     if names is not None and (wrong := [name for name in names if name not in texts]):
         labels = " (a column of labels)" if wrong[0] in seen_names(dataset) else ""
-        raise ValueError(
-            f"planner_columns: got {wrong[0]!r}{labels}, expected one or two of the text columns {texts} of the training set{of}."
-        )
+        expected = f"expected one or two of the text columns {texts} of the training set{of}"
+        raise ValueError(f"planner_columns: got {wrong[0]!r}{labels}, {expected}.")
     # Unlike a prompt a route is never given for a dataset as a whole: a flat mapping is one of columns.
     nested = isinstance(router_mapping, Mapping) and any(isinstance(part, Mapping) for part in router_mapping.values())
     columns = []
@@ -113,16 +98,7 @@ def _for_column(setting: str | Mapping[str, Any] | None, dataset_name: str | Non
 
 
 def read_columns(dataset: Dataset, rows: np.ndarray, names: Sequence[str]) -> list[list[Any]]:
-    """Returns the values of some columns. Rows are read whole, so that a transform of the user's sees all of them.
-
-    Args:
-        dataset: the rows.
-        rows: (m,) row ids.
-        names: of the columns.
-
-    Returns:
-        A list of m values for each column.
-    """
+    """Returns a list of m values for each column. Reads whole rows, so that the user's transform sees all of them."""
     values: list[list[Any]] = [[] for _ in names]
     for start in range(0, len(rows), _READ_ROWS):
         block = dataset[rows[start : start + _READ_ROWS]]
@@ -132,22 +108,13 @@ def read_columns(dataset: Dataset, rows: np.ndarray, names: Sequence[str]) -> li
 
 
 def refuse_numbers(dataset: Dataset, names: Sequence[str], dataset_name: str | None = None) -> None:
-    """Raises if a column that would be embedded as text holds numbers or nothing, before any row is embedded.
-
-    Args:
-        dataset: the training rows.
-        names: of the columns that the loss sees.
-        dataset_name: of this dataset within a DatasetDict, else None.
-
-    Raises:
-        ValueError: names the column and shows a value.
-    """
+    """Raises a ValueError if a column that would be embedded as text holds numbers or nothing in its first row."""
     row = dataset[0] if len(dataset) else {}
     of = f" {dataset_name!r}" if dataset_name is not None else ""
     for name in names:
         if name in row and (row[name] is None or isinstance(row[name], (bool, int, float, np.number))):
             raise ValueError(
-                f"column {name!r} of the training set{of} holds {row[name]!r}, but every column that is not a label is "
-                "embedded as text. If it holds ids or other facts about the rows, remove it with remove_columns, or name it as group_column "
-                "if equal values mark rows that must not share a batch."
+                f"column {name!r} of the training set{of} holds {row[name]!r}, but every column that is not a label "
+                "is embedded as text. If it holds ids or other facts about the rows, remove it with remove_columns, "
+                "or name it as group_column if equal values mark rows that must not share a batch."
             )

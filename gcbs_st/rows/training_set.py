@@ -1,4 +1,4 @@
-"""The datasets that are trained on: by name, with or without the groups of their rows, and what tells them from others."""
+"""The datasets that are trained on, by name: their groups, their fingerprint, and the columns that are planned on."""
 
 from __future__ import annotations
 
@@ -16,28 +16,15 @@ from gcbs_st.rows.columns import TextColumn, read_columns, seen_names
 
 @dataclass(frozen=True)
 class TrainingPart:
-    """One of the datasets that is trained on.
+    """One of the datasets that is trained on."""
 
-    Attributes:
-        dataset: its rows.
-        columns: that are planned on, anchors first; none where batches are not planned.
-        column_positions: of these columns among the columns of texts, as a loss sees them.
-    """
-
-    dataset: Dataset
-    columns: Sequence[TextColumn]
-    column_positions: Sequence[int] = (0, 1)
+    dataset: Dataset  # its rows
+    columns: Sequence[TextColumn]  # that are planned on, anchors first; none where batches are not planned
+    column_positions: Sequence[int] = (0, 1)  # of these columns among the columns of texts, as a loss sees them
 
 
 def require_map_style(dataset: object) -> None:
-    """Raises unless rows can be counted and addressed by number, which planning needs.
-
-    Args:
-        dataset: a `Dataset`, or a `DatasetDict` or another mapping of them.
-
-    Raises:
-        TypeError: anything else, such as an `IterableDataset`.
-    """
+    """Raises a TypeError unless rows can be counted and read by number, which planning needs."""
     for part in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
         if not isinstance(part, Dataset):
             raise TypeError(
@@ -47,41 +34,25 @@ def require_map_style(dataset: object) -> None:
 
 
 def parts_of(datasets: Dataset | Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """Returns the datasets by name, "" for the only one.
-
-    Args:
-        datasets: what the trainer trains on or evaluates.
-    """
+    """Returns the datasets by name, "" for the only one."""
     return dict(datasets) if isinstance(datasets, Mapping) else {"": datasets}
 
 
 class DropColumn:
-    """A transform of rows that drops a column from what another transform gives."""
+    """A transform of rows that drops a column from what another transform returns."""
 
     def __init__(self, transform: Callable[[dict[str, list[Any]]], dict[str, list[Any]]], column: str) -> None:
-        """Takes the other transform.
-
-        Args:
-            transform: as `Dataset.set_transform` takes it.
-            column: that is dropped, if it is there.
-        """
         self.transform, self.column = transform, column
 
     def __call__(self, block: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Returns the block without the column.
-
-        Args:
-            block: some rows, by column.
-        """
+        """Returns some rows, by column, without the column."""
         return {name: values for name, values in self.transform(block).items() if name != self.column}
 
 
 def without_column(datasets: Any, column: str) -> Any:
-    """Returns datasets without a column, which the host would embed as text.
+    """Returns datasets without a column, which the host would embed as text; anything else is returned as it is.
 
-    Args:
-        datasets: a `Dataset`, a mapping of them, or anything else, which is returned as it is.
-        column: dropped where it is there. Rows with a transform keep it for the transform, which may need it.
+    Rows with a transform keep the column for the transform, which may need it.
     """
     if isinstance(datasets, Mapping):
         stripped = {name: without_column(part, column) for name, part in datasets.items()}
@@ -100,18 +71,10 @@ def without_column(datasets: Any, column: str) -> Any:
 
 
 def read_groups(datasets: Dataset | Mapping[str, Dataset], column: str) -> dict[str, list[Any]]:
-    """Returns the groups of the rows of those datasets that have any.
+    """Returns (n,) groups of the rows by name of the dataset; datasets without the column are left out.
 
-    Args:
-        datasets: what the trainer was given.
-        column: whose equal values mark rows that must not share a batch. It is read as it is stored, or else as the
-            dataset's transform makes it.
-
-    Returns:
-        (n,) values by name of the dataset; a dataset without the column is left out.
-
-    Raises:
-        ValueError: no dataset has such a column.
+    The column is read as it is stored, or else as the dataset's transform makes it. Raises a ValueError if no dataset
+    has it.
     """
     groups = {}
     for name, part in parts_of(datasets).items():
@@ -129,14 +92,7 @@ def read_groups(datasets: Dataset | Mapping[str, Dataset], column: str) -> dict[
 
 
 def fingerprint(datasets: Dataset | Mapping[str, Dataset]) -> str:
-    """Returns a text that another training set would not have.
-
-    Args:
-        datasets: what the trainer trains on.
-
-    Returns:
-        Hashes of the contents; of media, which have no plain content to hash, the history stands for it.
-    """
+    """Returns a text that another training set would not have: hashes of its contents, or for media of its history."""
     hashes = []
     for part in parts_of(datasets).values():
         try:
@@ -147,16 +103,10 @@ def fingerprint(datasets: Dataset | Mapping[str, Dataset]) -> str:
 
 
 def corpus_hash(dataset: Dataset) -> str:
-    """Returns a hash of the column names and all values in row order, however the data lie in memory.
+    """Returns 16 hexadecimal digits of a hash of the column names and all values in row order.
 
-    Args:
-        dataset: columns of text, numbers, booleans or lists of them.
-
-    Returns:
-        The first 16 hexadecimal digits of a SHA-256.
-
-    Raises:
-        TypeError: a column holds something else, such as images.
+    It does not depend on how the data lie in memory. Raises a TypeError if a column holds something else than text,
+    numbers, booleans or lists of them, such as images.
     """
     names = dataset.column_names
     digest = hashlib.sha256(json.dumps(names).encode())
@@ -169,17 +119,9 @@ def corpus_hash(dataset: Dataset) -> str:
 def planned_names(
     planner_columns: Sequence[str] | Mapping[str, Sequence[str]] | None, datasets: Dataset | DatasetDict
 ) -> dict[str, Sequence[str] | None]:
-    """Returns the names of the columns that each dataset is planned on, None for its first two.
+    """Returns, for each dataset, the names of the columns that it is planned on, None for its first two.
 
-    Args:
-        planner_columns: the field of the arguments.
-        datasets: what the trainer trains on.
-
-    Returns:
-        One entry for each dataset, see `parts_of`. Whether it has such columns is not looked at.
-
-    Raises:
-        ValueError: a mapping that names a dataset which is not there.
+    Whether it has such columns is not looked at. Raises a ValueError if a mapping names a dataset that is not there.
     """
     names = list(parts_of(datasets))
     if not isinstance(planner_columns, Mapping):

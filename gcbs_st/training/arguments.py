@@ -90,13 +90,13 @@ class PlanningArguments(_Host):
             one encoding pass, as of rows never seen later.
         embedding_max_age: encode harvested rows that are older than so many optimizer steps, and rows that were
             never seen, at every plan but the first. None for no row.
-        embedding_budget: encode so many such rows a plan at most, the oldest first. None for all of them.
+        embedding_budget: encode at most so many of these rows per plan, the oldest first. None for all of them.
         embedding_dtype: of harvested rows, "float32" or "float16".
         embedding_storage: harvested rows are kept in "memory", or on "disk" in `output_dir`. Several processes
             on one node share files in any case.
         group_column: a column whose equal values mark rows that must not share a batch, since they are
             positives of each other (two captions of one photo). It is not trained on. None for no such column.
-        cluster_schedule: "constant", or "curriculum": the planner's clusters a batch start at the batch size,
+        cluster_schedule: "constant", or "curriculum": the planner's clusters per batch start at the batch size,
             which is random batches, and halve in equal shares of the run until they reach the planner's own
             `clusters_per_batch` (NGAME, arXiv 2207.04452, doubles its cluster size on such a schedule).
         shuffle_planned_batches: draw the batches of a plan in random order, not side by side.
@@ -110,6 +110,8 @@ class PlanningArguments(_Host):
     fields_in_json: ClassVar[Mapping[str, str]] = FIELDS_IN_JSON
     # A trainer that plans has taken these arguments.
     claimed: ClassVar[bool] = False
+    # What the planner was made of, and the planner.
+    _made: ClassVar[tuple[Any, Planner] | None] = None
 
     # `planner` is annotated as a string for HfArgumentParser; a Planner object is taken as well.
     planner: str = field(default="gcbs", metadata={"help": "Name of the planner that composes the batches."})
@@ -146,7 +148,7 @@ class PlanningArguments(_Host):
         default=None, metadata={"help": "Encode harvested rows that are older than so many steps; default: none."}
     )
     embedding_budget: Union[int, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
-        default=None, metadata={"help": "Encode at most so many old rows a plan, the oldest first; default: all."}
+        default=None, metadata={"help": "Encode at most so many old rows per plan, the oldest first; default: all."}
     )
     embedding_dtype: str = field(default="float32", metadata={"help": "Of harvested rows: float32 or float16."})
     embedding_storage: str = field(
@@ -171,11 +173,7 @@ class PlanningArguments(_Host):
         self.check_planning()
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
-        """Returns the host's warm-up steps; asked for when training starts, so somebody who plans must be there by then.
-
-        Args:
-            num_training_steps: of the run.
-        """
+        """Returns the host's warm-up steps, and warns if no trainer of ours has taken these arguments by now."""
         if not self.claimed:
             logger.warning(
                 "%s in a trainer that plans no batches: they are random, and planner=%r has no effect. Train with %s.",
@@ -189,8 +187,7 @@ class PlanningArguments(_Host):
     def check_planning(self) -> None:
         """Refuses fields that cannot be planned with.
 
-        Raises:
-            ValueError: says the field, what it holds and what it may hold.
+        Raises a ValueError that says the field, what it holds and what it may hold.
         """
         self._check_numbers()
         for name, nothing, whole in (
@@ -252,19 +249,22 @@ class PlanningArguments(_Host):
             )
 
     def make_planner(self) -> Planner:
-        """Returns the planner that the fields describe."""
-        options = self.planner_options
-        return make_planner(self.planner, options if isinstance(options, dict) else None)
+        """Returns the planner that the fields describe; the same object until they change."""
+        options = self.planner_options if isinstance(self.planner_options, dict) else None
+        if self._made is None or self._made[0] != (self.planner, options):
+            vars(self)["_made"] = (self.planner, copy.deepcopy(options)), make_planner(self.planner, options)
+        assert self._made is not None
+        return self._made[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves the planner that was made out of `training_args.bin`: not every planner can be pickled."""
+        return {name: value for name, value in vars(self).items() if name != "_made"}
 
     def cooldown_start(self, max_steps: int) -> int | None:
         """Returns the first optimizer step of the random batches at the end.
 
-        Args:
-            max_steps: optimizer steps of the run.
-
-        Returns:
-            A step in [0, max_steps); None if there is no cool-down, so that a run which is resumed to more steps draws
-            what a longer one would have drawn.
+        A step in [0, max_steps); None if there is no cool-down, so that a run which is resumed to more steps draws
+        what a longer one would have drawn.
         """
         steps = self.planner_cooldown_steps
         if steps == 0:
@@ -293,14 +293,7 @@ class PlanningArguments(_Host):
     def from_plain(cls, args: BaseTrainingArguments) -> Self:
         """Returns plain arguments with the defaults of our fields; arguments of ours as they are.
 
-        Args:
-            args: of the host's class or of ours.
-
-        Returns:
-            Arguments of this class. Those given are not changed.
-
-        Raises:
-            TypeError: arguments of another class, whose methods would be lost.
+        Raises a TypeError for arguments of another class, whose methods would be lost.
         """
         if isinstance(args, cls):
             return args

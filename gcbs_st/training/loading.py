@@ -44,15 +44,6 @@ class PlannedLoading(_Host):
     def __init__(
         self, model: Any = None, args: Any = None, train_dataset: Any = None, *rest: Any, **kwargs: Any
     ) -> None:
-        """Takes the host's arguments, by position or name.
-
-        Args:
-            model: as in the host.
-            args: with the fields of `PlanningArguments`.
-            train_dataset: see `PlannedTraining`.
-            rest: the host's further arguments, in its order.
-            kwargs: the host's further arguments, by name.
-        """
         self.planned_samplers: dict[str, PlannedBatchSampler] = {}
         self._building_train_loader = False
         self._mixer: BatchSampler | None = None
@@ -90,19 +81,11 @@ class PlannedLoading(_Host):
         self._eval_dataset = self._ungrouped(datasets)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Returns the host's loader, of rows without the group column.
-
-        Args:
-            eval_dataset: the host's.
-        """
+        """Returns the host's loader, of rows without the group column."""
         return super().get_eval_dataloader(self._ungrouped(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """Returns the host's loader, of rows without the group column.
-
-        Args:
-            test_dataset: the host's.
-        """
+        """Returns the host's loader, of rows without the group column."""
         return super().get_test_dataloader(self._ungrouped(test_dataset))
 
     def _ungrouped(self, datasets: Any) -> Any:
@@ -117,21 +100,13 @@ class PlannedLoading(_Host):
     # ---------------------------------------------------------------- what is planned
 
     def loss_of(self, name: str) -> Any:
-        """Returns the loss of a dataset.
-
-        Args:
-            name: of the dataset, "" for the only one.
-        """
+        """Returns the loss of a dataset."""
         return self.loss.get(name) if isinstance(self.loss, dict) else self.loss
 
     def contrast_size(self, name: str) -> int:
         """Returns how many rows are contrasted with one another, which is what is planned as one batch.
 
-        Args:
-            name: of a dataset that is planned.
-
-        Returns:
-            The rows of a batch, times the ranks if the loss gathers the negatives of all.
+        The rows of a batch, times the ranks if the loss gathers the negatives of all.
         """
         return self._contrasted(name, self.planned_samplers[name].batch_size)
 
@@ -141,9 +116,8 @@ class PlannedLoading(_Host):
     def refuse_unplannable(self) -> None:
         """Raises where batches are to be planned and cannot be.
 
-        Raises:
-            TypeError: rows that can be streamed only.
-            ValueError: batches that another sampler composes, or that do not reach the loss as they were planned.
+        Raises a TypeError for rows that can be streamed only. Raises a ValueError for batches that another sampler
+        composes, or that do not reach the loss as they were planned.
         """
         if self.train_dataset is None:
             return
@@ -154,13 +128,7 @@ class PlannedLoading(_Host):
             refuse_unsupported(self)
 
     def warn_once(self, key: str, message: str, *facts: Any) -> None:
-        """Warns, on the main process, of what this trainer has not warned of before.
-
-        Args:
-            key: what it is about.
-            message: for the logger.
-            facts: that go into it.
-        """
+        """Warns, on the main process, of what this trainer has not warned of before."""
         if key not in self._warned and self.is_world_process_zero():
             logger.warning(message, *facts)
         self._warned.add(key)
@@ -197,16 +165,7 @@ class PlannedLoading(_Host):
     ) -> BatchSampler | None:
         """Returns our sampler for rows whose batches are planned, and the host's for all others.
 
-        Args:
-            dataset: one of the datasets.
-            batch_size: rows per batch.
-            drop_last: for the host's samplers.
-            valid_label_columns: names of columns that are not text.
-            generator: for the host's samplers.
-            seed: for the host's samplers; ours takes it from the arguments, since not every host passes it.
-
-        Returns:
-            The sampler.
+        Ours takes its seed from the training arguments, since not every host passes one.
         """
         name = self._name_of(dataset)
         # The host halves only this one when it runs out of memory, and builds its loader from the other.
@@ -235,14 +194,7 @@ class PlannedLoading(_Host):
         generator: torch.Generator | None = None,
         seed: int | None = 0,
     ) -> BatchSampler:
-        """Returns the host's sampler; on several processes the batches of one training step are of one dataset.
-
-        Args:
-            dataset: the datasets one after the other.
-            batch_samplers: of each of them.
-            generator: the host's.
-            seed: the host's.
-        """
+        """Returns the host's sampler; on several ranks the batches of one training step are of one dataset."""
         ranks = self.args.world_size
         if not self._building_train_loader or not self.planned_samplers:
             return super().get_multi_dataset_batch_sampler(dataset, batch_samplers, generator, seed)

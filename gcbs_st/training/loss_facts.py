@@ -52,22 +52,14 @@ _OF_PAIRS = frozenset({
 
 
 def unwrapped(loss: Any) -> Iterator[Any]:
-    """Gives a loss, then the one that it wraps (Matryoshka, SPLADE), and so on.
-
-    Args:
-        loss: a loss module, or None.
-    """
+    """Iterates over a loss, the one that it wraps (Matryoshka, SPLADE), and so on."""
     while loss is not None:
         yield loss
         loss = getattr(loss, "loss", None)
 
 
 def contrasts_rows(loss: Any) -> bool:
-    """Returns whether a loss contrasts the rows of a batch with one another, so that it matters which rows share one.
-
-    Args:
-        loss: a loss module; wrapped ones are looked into. One that is not known is taken to do so.
-    """
+    """Returns whether a loss contrasts the rows of a batch with each other; an unknown one is taken to do so."""
     return not _names(loss) & WITHOUT_IN_BATCH_NEGATIVES
 
 
@@ -77,34 +69,21 @@ def _names(loss: Any) -> set[str]:
 
 
 def name_loss(loss: Any) -> str:
-    """Returns a loss's class, around those that it wraps: MatryoshkaLoss(CoSENTLoss).
-
-    Args:
-        loss: a loss module.
-    """
+    """Returns a loss's class, around those that it wraps: MatryoshkaLoss(CoSENTLoss)."""
     names = [type(layer).__name__ for layer in unwrapped(loss)]
     return "(".join(names) + ")" * (len(names) - 1)
 
 
 def needs_pairs(loss: Any) -> bool:
-    """Returns whether a loss is known to need an anchor and a positive in each row.
-
-    Args:
-        loss: a loss module; wrapped ones are looked into.
-    """
+    """Returns whether a loss is known to need an anchor and a positive in each row."""
     return bool(_names(loss) & _OF_PAIRS)
 
 
 def loss_scale(loss: Any, mean_square_norm: float = 1.0) -> float:
     """Returns what a loss multiplies cosines with.
 
-    Args:
-        loss: a loss module; wrapped ones are looked into.
-        mean_square_norm: of the embeddings, where they are not of unit norm.
-
-    Returns:
-        Its `scale`, the exponential of its `logit_scale`, 1 / `temperature`, or 20 if it has none of them; of one that
-        scores with dot products, times the mean squared norm.
+    That is its `scale`, the exponential of its `logit_scale`, 1 / `temperature`, or 20 if it has none of them; for a
+    loss that scores with dot products, times the mean squared norm of the embeddings. Wrapped losses are looked into.
     """
     for layer in unwrapped(loss):
         factor = mean_square_norm if scores_dot_products(layer) else 1.0
@@ -118,21 +97,13 @@ def loss_scale(loss: Any, mean_square_norm: float = 1.0) -> float:
 
 
 def scores_dot_products(loss: Any) -> bool:
-    """Returns whether a loss scores with dot products, in which the norms of the embeddings count.
-
-    Args:
-        loss: a loss module; wrapped ones are looked into, and the guard around a similarity function.
-    """
+    """Returns whether a loss, or one that it wraps, scores with dot products, in which norms count."""
     functions = [getattr(layer, "similarity_fct", None) for layer in unwrapped(loss)]
     return any(getattr(one, "similarity_fct", one) is dot_score for one in functions)
 
 
 def gathers_negatives(loss: Any) -> bool:
-    """Returns whether a loss contrasts the rows of all processes with one another.
-
-    Args:
-        loss: a loss module; wrapped ones are looked into.
-    """
+    """Returns whether a loss contrasts the rows of all ranks with one another."""
     return any(getattr(layer, "gather_across_devices", False) for layer in unwrapped(loss))
 
 

@@ -1,7 +1,6 @@
-"""The losses of a training run that keep a state a row: told which rows they see, brought together, saved and restored.
+"""Losses that keep a state per row (EMC2, SogCLR): told which rows they see, merged between ranks, saved and restored.
 
-In: the ids of a batch's rows in the concatenated datasets. Out: the ids that each loss knows its rows by, and one file
-in a checkpoint. Everything is free where no loss keeps a state.
+Costs nothing where no loss keeps a state.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from torch import nn
 from gcbs_st.files import read_arrays, write_arrays
 from gcbs_st.losses.row_loss import RowLoss
 from gcbs_st.ranks import agree, agree_on_rows, gather_rows
-from gcbs_st.rows.row_ids import find_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -30,30 +28,21 @@ FeaturesOfPart = Callable[[str, np.ndarray, int], dict[str, Any]]
 
 
 class RowStates:
-    """The losses of one call of `train` that keep a state a row.
+    """The losses of one call of `train` that keep a state per row.
 
     A loss of one dataset knows the rows by their ids in it; one that several datasets share, by their ids in these
     datasets one after the other.
     """
 
     def __init__(
-        self, loss: Any, sizes: Mapping[str, int], features_of: FeaturesOfPart, *, seed: int, processes: int = 1
+        self, loss: Any, sizes: Mapping[str, int], features_of: FeaturesOfPart, *, seed: int, ranks: int = 1
     ) -> None:
         """Finds the losses and tells them how many rows there are.
 
-        Args:
-            loss: the trainer's, one for all datasets or a dict by name of the dataset.
-            sizes: rows by name of the dataset, in the order in which they are concatenated.
-            features_of: of rows of one dataset.
-            seed: of the run.
-            processes: of the run.
-
-        Raises:
-            ValueError: a loss holds the states of another number of rows.
+        `loss` is the trainer's, one for all datasets or a dict by name; `sizes` is the row count of each dataset, in
+        the order in which they are concatenated. Raises a ValueError if a loss holds the states of another row count.
         """
-        self.processes = processes
-        self._names = list(sizes)
-        self._starts = np.cumsum([0, *sizes.values()])
+        self.ranks = ranks
         by_name = {name: find_row_losses(loss[name] if isinstance(loss, dict) else loss) for name in sizes}
         self.losses: list[RowLoss] = []
         # name of the dataset -> its losses, each with what is added to the dataset's ids.
@@ -63,7 +52,7 @@ class RowStates:
                 continue
             self.losses.append(one)
             served, rows = {}, 0
-            for name in self._names:
+            for name in sizes:
                 if any(one is other for other in by_name[name]):
                     served[name] = rows
                     self._told[name].append((one, rows))
@@ -72,22 +61,11 @@ class RowStates:
         self._merged = [0] * len(self.losses)
 
     @contextmanager
-    def telling(self, rows: np.ndarray) -> Iterator[None]:
-        """Tells the losses which rows the batch holds that they see meanwhile.
-
-        Args:
-            rows: (b,) ids in the concatenated datasets, all of one dataset.
-
-        Yields:
-            Nothing.
-        """
-        if not self.losses:
-            yield
-            return
-        index = find_dataset(self._starts, rows)
-        told = self._told[self._names[index]]
+    def telling(self, name: str, rows: np.ndarray) -> Iterator[None]:
+        """Tells the losses which rows the batch holds that they see meanwhile: (B,) ids in the dataset `name`."""
+        told = self._told[name]
         for loss, start in told:
-            loss.set_rows(rows - self._starts[index] + start)
+            loss.set_rows(rows + start)
         try:
             yield
         finally:
@@ -100,37 +78,30 @@ class RowStates:
             loss.prepare(loss.rows or 0)
 
     def merge(self, device: torch.device) -> None:
-        """Gives all processes the newest state of each row. To be called by all processes.
+        """Gives all ranks the newest state of each row. To be called by all ranks.
 
         Of states as new as each other that of the later process counts. Cost: the rows that were visited since the
         last call are sent to one process, and all n rows from it.
-
-        Args:
-            device: that the processes exchange tensors from.
         """
-        if self.processes == 1:
+        if self.ranks == 1:
             return
         for place, loss in enumerate(self.losses):
             state = loss.row_state()
-            clocks = gather_rows(state.pop("clock")[None], self.processes, device)
-            clock = agree(int(clocks.max(initial=0)), self.processes)
+            clocks = gather_rows(state.pop("clock")[None], self.ranks, device)
+            clock = agree(int(clocks.max(initial=0)), self.ranks)
             own = np.flatnonzero(state["visited"] > self._merged[place])
-            rows = gather_rows(own, self.processes, device)
-            sent = {name: gather_rows(array[own], self.processes, device) for name, array in state.items()}
+            rows = gather_rows(own, self.ranks, device)
+            sent = {name: gather_rows(array[own], self.ranks, device) for name, array in state.items()}
             if len(rows):  # on the one process that was sent them
                 newest_last = np.argsort(sent["visited"], kind="stable")
                 for name, array in state.items():
                     array[rows[newest_last]] = sent[name][newest_last]
-            merged = {name: agree_on_rows(array, self.processes, device) for name, array in state.items()}
+            merged = {name: agree_on_rows(array, self.ranks, device) for name, array in state.items()}
             loss.load_row_state({**merged, "clock": np.array(clock)})
             self._merged[place] = clock
 
     def save(self, folder: Path) -> None:
-        """Writes the states into a checkpoint; all processes must have called `merge`.
-
-        Args:
-            folder: the checkpoint's.
-        """
+        """Writes the states into a checkpoint; all ranks must have called `merge`."""
         if not self.losses:
             return
         arrays = {
@@ -143,16 +114,12 @@ class RowStates:
     def load(self, folder: Path) -> None:
         """Takes the states of a checkpoint; one without states is reported, and none are taken.
 
-        Args:
-            folder: the checkpoint's.
-
-        Raises:
-            ValueError: the states are damaged, or of another loss or number of rows; the message says which.
+        Raises a ValueError if the states are damaged, or of another loss or number of rows; the message says which.
         """
         if not self.losses:
             return
         file = folder / LOSSES_FILE
-        if not agree(file.is_file(), self.processes):
+        if not agree(file.is_file(), self.ranks):
             logger.warning("%s is not there: the states that losses keep of rows start as in a new run.", file)
             return
         arrays, kinds = read_arrays(file)
@@ -181,14 +148,7 @@ def _features_of_loss(starts: Mapping[str, int], features_of: FeaturesOfPart) ->
 
 
 def find_row_losses(loss: Any) -> list[RowLoss]:
-    """Returns the losses that want to know the rows of a batch.
-
-    Args:
-        loss: any loss; wrappers are looked into, the model is not.
-
-    Returns:
-        Each once.
-    """
+    """Returns the losses that want to know the rows of a batch, each once; wrappers are looked into."""
     found = [loss] if isinstance(loss, RowLoss) else []
     if isinstance(loss, nn.Module) and not found:
         for name, child in loss.named_children():

@@ -84,16 +84,11 @@ _PAPERS: dict[type, tuple[str, str]] = {
 def name_method(card: Any, planner: Planner) -> None:
     """Adds tags and citations to the data of a model card; none of random batches.
 
-    Args:
-        card: a model's `model_card_data`.
-        planner: that composed the batches.
-
-    Example:
-        >>> from sentence_transformers import SentenceTransformerModelCardData
-        >>> card = SentenceTransformerModelCardData()
-        >>> name_method(card, RandomWalkPlanner())
-        >>> card.tags[-2:], list(card.citations)
-        (['gcbs_st', 'planner:random-walk'], ['gcbs_st', 'BatchSampler'])
+    >>> from sentence_transformers import SentenceTransformerModelCardData
+    >>> card = SentenceTransformerModelCardData()
+    >>> name_method(card, RandomWalkPlanner())
+    >>> card.tags[-2:], list(card.citations)
+    (['gcbs_st', 'planner:random-walk'], ['gcbs_st', 'BatchSampler'])
     """
     if isinstance(planner, RandomPlanner):
         return
@@ -112,11 +107,6 @@ class MethodCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: Any) -> None:
-        """Takes whose planner it is.
-
-        Args:
-            trainer: that plans its batches.
-        """
         self._trainer = trainer
 
     def on_train_begin(

@@ -1,4 +1,4 @@
-"""One plan by several processes: the rows are cut into as many cells as there are processes, each plans its own.
+"""One plan by several ranks: the rows are cut into as many cells as there are ranks, each plans its own.
 
 A cell is made by the first levels of a bisection, so rows that belong together are in one, and little is lost where
 a batch could have had rows of two.
@@ -16,13 +16,13 @@ from gcbs_st.planners.base import abilities_of, configured, order_checked_rows
 from gcbs_st.ranks import agree, failing_together, fair_threads, gather_rows, scatter_rows
 
 
-def splits_work(planner: Planner, processes: int) -> bool:
-    """Returns whether a planner's work is done by all processes.
+def splits_work(planner: Planner, ranks: int) -> bool:
+    """Returns whether a planner's work is done by all ranks.
 
     A planner that `splits` makes of a cell of rows nearly what its plan of all rows makes of them, and takes longer for
     it than the rows take to be sent. `bisect` does not.
     """
-    return processes > 1 and abilities_of(planner).splits
+    return ranks > 1 and abilities_of(planner).splits
 
 
 def plan_with_all(
@@ -31,50 +31,38 @@ def plan_with_all(
     batch_size: int,
     rng: np.random.Generator,
     *,
-    processes: int,
+    ranks: int,
     device: torch.device,
 ) -> np.ndarray:
-    """Returns a plan that all processes made, each of its own cell of rows. To be called by all of them.
+    """Returns a plan that all ranks made, each of its own cell of rows. To be called by all of them.
 
-    The order depends on the number of processes, and not on that of their threads.
+    The order depends on the number of ranks, and not on that of their threads. `pairs` are the (n, d) anchors and
+    positives on the main rank, as `check_pairs` gives them, n a multiple of `batch_size`, and None on the others; the
+    result is (n,) int64 on the main rank and empty on the others. `rng` is that of the main rank.
 
-    Cost: the planner's own for n / processes rows on each; beside it O(n d 128) time to cut the cells on the main
-    process, which sends to each the embeddings of its rows and no more.
-
-    Args:
-        planner: the same everywhere.
-        pairs: (n, d) anchors and positives on the main process, as `check_pairs` gives them, n a multiple of
-            `batch_size`; None on the others.
-        batch_size: rows a batch.
-        rng: of this plan; that of the main process is used.
-        processes: of the run.
-        device: that the processes exchange tensors from.
-
-    Returns:
-        (n,) int64 on the main process; empty on the others.
+    Cost: the planner's own for n / ranks rows on each; beside it O(n d 128) time to cut the cells on the main rank,
+    which sends to each the embeddings of its rows and no more.
     """
-    order, counts, seed = np.empty(0, np.int64), [0] * processes, 0
-    with failing_together("cutting the rows into cells", processes):
+    order, counts, seed = np.empty(0, np.int64), [0] * ranks, 0
+    with failing_together("cutting the rows into cells", ranks):
         if pairs is not None:
             anchors, positives = pairs
             batches = len(anchors) // batch_size
-            counts = [
-                batch_size * (batches * (i + 1) // processes - batches * i // processes) for i in range(processes)
-            ]
+            counts = [batch_size * (batches * (i + 1) // ranks - batches * i // ranks) for i in range(ranks)]
             points = project_pairs(anchors, positives, np.arange(len(anchors)), rng)
             order, seed = cut_cells(points, counts, rng), int(rng.integers(2**31))
-    counts, seed = agree((counts, seed), processes)
+    counts, seed = agree((counts, seed), ranks)
     sent = (None, None) if pairs is None else (pairs[0][order], pairs[1][order])
     anchors, positives = (scatter_rows(side, counts, device) for side in sent)
     rank = dist.get_rank()
-    with failing_together("planning a cell", processes):
+    with failing_together("planning a cell", ranks):
         own_rng = np.random.default_rng([seed, rank])
-        planned = order_checked_rows(fairly_threaded(planner, processes), anchors, positives, batch_size, own_rng)
+        planned = order_checked_rows(fairly_threaded(planner, ranks), anchors, positives, batch_size, own_rng)
         planned = planned + sum(counts[:rank])
-    gathered = gather_rows(planned, processes, device)
+    gathered = gather_rows(planned, ranks, device)
     return order[gathered] if pairs is not None else gathered
 
 
-def fairly_threaded(planner: Planner, processes: int) -> Planner:
+def fairly_threaded(planner: Planner, ranks: int) -> Planner:
     """Returns the planner with its share of the machine's cores, where it was not told a number of threads."""
-    return configured(planner, threads=fair_threads(processes)) if getattr(planner, "threads", None) == 0 else planner
+    return configured(planner, threads=fair_threads(ranks)) if getattr(planner, "threads", None) == 0 else planner

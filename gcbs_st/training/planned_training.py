@@ -39,7 +39,7 @@ from gcbs_st.training.model_card import MethodCallback
 from gcbs_st.training.refusals import refuse_model
 from gcbs_st.training.replan_callback import ReplanCallback
 from gcbs_st.training.replanner import Replanner
-from gcbs_st.training.row_memory import KeptRows
+from gcbs_st.training.row_memory import RowMemory
 
 logger = logging.getLogger(__name__)
 
@@ -58,19 +58,11 @@ class PlannedTraining(PlannedLoading):
     def __init__(
         self, model: Any = None, args: Any = None, train_dataset: Any = None, *rest: Any, **kwargs: Any
     ) -> None:
-        """Takes the host's arguments, by position or name.
+        """Takes the host's arguments, by position or name; `args` of `training_args_class` or the host's own.
 
-        Args:
-            model: as in the host.
-            args: of `training_args_class`, or the host's own.
-            train_dataset: a `Dataset` or `DatasetDict` of pairs, triplets or n-tuples of text.
-            rest: the host's further arguments, in its order.
-            kwargs: the host's further arguments, by name.
-
-        Raises:
-            TypeError: an IterableDataset, whose rows cannot be put in an order, with a loss that contrasts them.
-            ValueError: the model of another trainer; batches that another sampler composes, with such a loss; what the
-                host or `training_args_class` refuses.
+        Where the loss contrasts rows, raises a TypeError for an IterableDataset, whose rows cannot be put in an order,
+        and a ValueError for batches that another sampler composes; also for the model of another trainer, and what the
+        host or `training_args_class` refuses.
         """
         refuse_model(model, type(self))
         # Before the host, which refuses a stream without max_steps in its own words.
@@ -84,7 +76,7 @@ class PlannedTraining(PlannedLoading):
         self._resumed_from: str | None = None
         self._saves_checkpoint = False
         self._run_folder: Path | None = None
-        self.kept_rows = KeptRows(self, super().collect_features)
+        self.row_memory = RowMemory(self, super().collect_features)
         self.began = 0.0
         self._take_planner(args if args is not None else self.training_args_class("unused"))
         super().__init__(model, args, train_dataset, *rest, **kwargs)
@@ -107,7 +99,7 @@ class PlannedTraining(PlannedLoading):
         Args:
             anchors: (n, d) float32, unit rows.
             positives: (n, d) float32, unit rows; row i is the positive of anchor i.
-            batch_size: rows a batch; n is a multiple of it.
+            batch_size: rows per batch; n is a multiple of it.
             rng: depends on seed, epoch and number of the plan alone.
 
         Returns:
@@ -125,12 +117,7 @@ class PlannedTraining(PlannedLoading):
         return sentence_embedding
 
     def as_trained(self, column: TextColumn, position: int) -> TextColumn:
-        """Returns a column with all that training says of its texts; for hosts that say more than prompt and route.
-
-        Args:
-            column: that is planned on, with its prompt and route.
-            position: among the columns of texts.
-        """
+        """Returns a column with all that training says of its texts; for hosts that say more than prompt and route."""
         return column
 
     # ---------------------------------------------------------------- what the host calls
@@ -150,18 +137,8 @@ class PlannedTraining(PlannedLoading):
     ) -> Any:
         """Trains as the host does; a resumed run draws the batches that the interrupted one would have drawn.
 
-        Args:
-            resume_from_checkpoint: a checkpoint's folder, or True for the newest whole one in `output_dir`, or
-                in the trial's own folder.
-            trial: of a hyper-parameter search.
-            args: the host's.
-            kwargs: the host's.
-
-        Returns:
-            The host's `TrainOutput`.
-
-        Raises:
-            ValueError: True was given, but there is no whole checkpoint.
+        With `resume_from_checkpoint=True` it resumes from the newest whole checkpoint in `output_dir` or in the trial's
+        own folder, and raises a ValueError if there is none.
         """
         self._run_folder = Path(str(self._get_output_dir(trial)))
         if resume_from_checkpoint is True:
@@ -176,35 +153,21 @@ class PlannedTraining(PlannedLoading):
         try:
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
         finally:
-            self.kept_rows.close()
+            self.row_memory.close()
             self._resumed_from = self._run_folder = None
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Computes the loss as the host does, tells it which rows it sees if it asks, and harvests their embeddings.
-
-        Args:
-            model: the host's.
-            inputs: a batch; one of the training loader holds the ids of its rows.
-            args: the host's.
-            kwargs: the host's.
-
-        Returns:
-            The host's loss.
-        """
+        """Computes the loss as the host does, tells it which rows it sees if it asks, and harvests their embeddings."""
         rows = inputs.pop(ROWS_KEY, None)
         if rows is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        with self.kept_rows.watching(rows, self.state.global_step):
+        with self.row_memory.watching(rows, self.state.global_step):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
     def collect_features(self, inputs: dict[str, Any]) -> tuple[list[dict[str, Any]], Any]:
-        """Returns the host's features and labels; each text of a training batch with a number beside it.
-
-        Args:
-            inputs: the host's.
-        """
+        """Returns the host's features and labels; each text of a training batch with a number beside it."""
         features, labels = super().collect_features(inputs)
-        self.kept_rows.number(features)
+        self.row_memory.number(features)
         return features, labels
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -213,12 +176,8 @@ class PlannedTraining(PlannedLoading):
         The plan is written here, not in `on_save`: that event comes after the host has written the state
         which makes a checkpoint whole, and after it has deleted older checkpoints, so a run killed in
         between would be left with nothing to resume its batches from.
-
-        Args:
-            output_dir: the folder.
-            _internal_call: the host's.
         """
-        # A user may save a model on one process, and under any name, so nothing is said to the other processes here.
+        # A user may save a model on one process, and under any name, so nothing is said to the other ranks here.
         if output_dir is None or not (self._saves_checkpoint and self.args.should_save):
             super().save_model(output_dir, _internal_call)
             return
@@ -227,14 +186,14 @@ class PlannedTraining(PlannedLoading):
         (Path(output_dir) / TRAINER_STATE_NAME).unlink(missing_ok=True)
         super().save_model(output_dir, _internal_call)
         if not self.args.save_only_model:
-            self.kept_rows.save(Path(output_dir))
+            self.row_memory.save(Path(output_dir))
             states = {name: sampler.state_dict() for name, sampler in self.planned_samplers.items()}
             write_plan(output_dir, states, self.training_set_fingerprint())
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Saves a checkpoint as the host does, on all processes, after they have told each other what they know."""
+        """Saves a checkpoint as the host does, on all ranks, after they have told each other what they know."""
         if not self.args.save_only_model:
-            self.kept_rows.sync()
+            self.row_memory.sync()
         self._saves_checkpoint = True
         try:
             super()._save_checkpoint(*args, **kwargs)
@@ -242,19 +201,10 @@ class PlannedTraining(PlannedLoading):
             self._saves_checkpoint = False
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs as the host does, and what there is to say of plans.
-
-        Beside the training loss that is the share of the negatives that a guarded loss masked, and at the end the share
-        of the time that went into plans.
-
-        Args:
-            logs: what is logged.
-            args: the host's.
-            kwargs: the host's.
-        """
+        """Logs as the host does; with the loss the share of negatives that a guard masked, at the end the plans' time."""
         masked = getattr(self.loss, "last_masked", None) if "loss" in logs else None
         more = {} if masked is None else {"gcbs/masked": float(masked)}
-        if "train_runtime" in logs and self.kept_rows.source is not None and self.replanner.plans_made:
+        if "train_runtime" in logs and self.row_memory.source is not None and self.replanner.plans_made:
             more["gcbs/time_share"] = self.time_share()
         super().log({**logs, **more} if more else logs, *args, **kwargs)
 
@@ -283,33 +233,26 @@ class PlannedTraining(PlannedLoading):
     @property
     def source(self) -> EmbeddingSource:
         """Where embeddings come from; there is one while the trainer trains."""
-        assert self.kept_rows.source is not None
-        return self.kept_rows.source
+        assert self.row_memory.source is not None
+        return self.row_memory.source
 
     @property
     def row_states(self) -> RowStates | None:
         """The states that losses keep of rows, since the trainer first trained."""
-        return self.kept_rows.row_states
+        return self.row_memory.row_states
 
     def _begin_training(self) -> None:
-        """Opens what is kept of rows; on all processes, where no user can come alone."""
+        """Opens what is kept of rows; on all ranks, where no user can come alone."""
         # Again, where the host starts anew with smaller batches after it ran out of memory.
         self.resume_folder = self._resumed_from
         for name in self.planned_samplers:
             self.check_clusters(name)
         losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
         if self.planned_samplers or any(find_row_losses(loss) for loss in losses):
-            self.kept_rows.open(self._run_folder or Path(str(self.args.output_dir)))
+            self.row_memory.open(self._run_folder or Path(str(self.args.output_dir)))
 
     def check_clusters(self, name: str) -> None:
-        """Raises if a batch cannot be made of as many clusters as the planner is asked for.
-
-        Args:
-            name: of a dataset that is planned.
-
-        Raises:
-            ValueError: says what divides the batch.
-        """
+        """Raises a ValueError if a batch cannot be made of as many clusters as the planner is asked for."""
         size = self.contrast_size(name)
         if size % self.clusters_at_end:
             raise ValueError(
@@ -319,7 +262,7 @@ class PlannedTraining(PlannedLoading):
 
     def _begin_epoch(self, epoch: int, plan: bool) -> None:
         self._mix_for_epoch(epoch)
-        if self.kept_rows.source is not None:
+        if self.row_memory.source is not None:
             self.replanner.begin_epoch(epoch, plan)
 
     def _take_planner(self, args: PlanningArguments) -> None:
@@ -335,14 +278,7 @@ class PlannedTraining(PlannedLoading):
 
     @contextmanager
     def planner_for(self, name: str) -> Iterator[None]:
-        """Lets `planner` know, meanwhile, what it plans for and how far training has come; the user's is not changed.
-
-        Args:
-            name: of the dataset.
-
-        Yields:
-            Nothing.
-        """
+        """Lets `planner` know, meanwhile, what it plans for and how far training has come; the user's is not changed."""
         own, size = self.planner, self.contrast_size(name)
         settings: dict[str, Any] = {
             "scale": loss_scale(self.loss_of(name), self.source.mean_square_norm(name)),

@@ -16,12 +16,7 @@ _TRAINERS = {
 def refuse_model(model: Any, trainer_class: type) -> None:
     """Raises if the model belongs to another trainer.
 
-    Args:
-        model: what it was given.
-        trainer_class: of the trainer.
-
-    Raises:
-        ValueError: a model of the host's that has another trainer, or none.
+    Raises a ValueError for a model of the host's that has another trainer, or none.
     """
     classes = [one.__name__ for one in type(model).__mro__]
     kind = next((name for name in classes if name in _TRAINERS), None)
@@ -34,11 +29,7 @@ def refuse_model(model: Any, trainer_class: type) -> None:
 def refuse_unsupported(trainer: Any) -> None:
     """Raises if a step would train on other rows than those that were planned for it.
 
-    Args:
-        trainer: a `GCBSTrainer` that is about to train.
-
-    Raises:
-        ValueError: sharded weights, or batches that are cut or dealt out anew after they were planned.
+    Raises a ValueError for sharded weights, or batches that are cut or dealt out anew after they were planned.
     """
     accelerator = trainer.accelerator
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
@@ -64,11 +55,7 @@ def refuse_unsupported(trainer: Any) -> None:
 def refuse_sampler(args: Any) -> None:
     """Raises if the user asks for batches that somebody else composes.
 
-    Args:
-        args: of the training.
-
-    Raises:
-        ValueError: a batch sampler that is neither the host's default nor `no_duplicates`.
+    Raises a ValueError for a batch sampler that is neither the host's default nor `no_duplicates`.
     """
     if getattr(args.batch_sampler, "name", None) not in ("BATCH_SAMPLER", "NO_DUPLICATES", "NO_DUPLICATES_HASHED"):
         raise ValueError(

@@ -29,9 +29,9 @@ class ReplanCallback(TrainerCallback):
 
         Args:
             begin_training: called once per run, before its first epoch.
-            begin_epoch: given the epoch and whether it is to be planned.
-            replan_tail: composes the rows that are not drawn yet anew; given whether they are to be planned.
-            steps_an_epoch: optimizer steps of a whole epoch.
+            begin_epoch: given the epoch and whether to plan it.
+            replan_tail: deals the rows that are not drawn yet into new batches; given whether to plan them.
+            steps_an_epoch: gives the optimizer steps of a whole epoch.
         """
         self._begin_training = begin_training
         self._begin_epoch = begin_epoch
@@ -83,14 +83,7 @@ class ReplanCallback(TrainerCallback):
         return args.planner_warmup_steps <= state.global_step and (cooldown is None or state.global_step < cooldown)
 
     def interval(self, replan_steps: float) -> int:
-        """Returns the optimizer steps between plans, 0 for none in mid-epoch.
-
-        Args:
-            replan_steps: the field of the arguments: steps, or the share of an epoch below 1.
-
-        Returns:
-            Whole steps.
-        """
+        """Returns the optimizer steps between plans for the arguments' `replan_steps`, 0 for none in mid-epoch."""
         if replan_steps == 0 or replan_steps >= 1:
             return int(replan_steps)
         return max(1, math.ceil(replan_steps * self._steps_an_epoch()))

@@ -1,6 +1,6 @@
 """What is done when a plan is due: rows that are left, their embeddings, the planner, and the order that comes of it.
 
-`ReplanCallback` says when; the trainer is asked for everything that belongs to it. All processes come here
+`ReplanCallback` says when; the trainer is asked for everything that belongs to it. All ranks come here
 alike, the main one plans, with the others' help where the planner's work can be split, and all take its order.
 """
 
@@ -34,11 +34,6 @@ class Replanner:
     """Plans the epochs of one trainer, and takes plans over from its checkpoints."""
 
     def __init__(self, trainer: Any) -> None:
-        """Takes the trainer.
-
-        Args:
-            trainer: a `GCBSTrainer`.
-        """
         self.trainer = trainer
         self.plans_made = 0
 
@@ -61,9 +56,7 @@ class Replanner:
         folder, self.trainer.resume_folder = self.trainer.resume_folder, None
         if folder is None:
             return False
-        self.trainer.source.load(Path(folder))
-        if self.trainer.row_states is not None:
-            self.trainer.row_states.load(Path(folder))
+        self.trainer.row_memory.load(Path(folder))
         if self.trainer.args.ignore_data_skip:
             return False
         try:
@@ -91,11 +84,7 @@ class Replanner:
         return restored
 
     def replan_tails(self, plan: bool = True) -> None:
-        """Plans the rows of all datasets that are not drawn yet.
-
-        Args:
-            plan: make plans; else the batches are random.
-        """
+        """Plans the rows of all datasets that are not drawn yet."""
         for index, name in enumerate(self.trainer.planned_samplers):
             self._replan_tail(name, index, plan)
 
@@ -141,15 +130,8 @@ class Replanner:
     ) -> np.ndarray:
         """Plans the rows that there are embeddings of, keeps what must not meet apart, and logs what came of it.
 
-        Args:
-            name: of the dataset.
-            fetched: its rows that there are embeddings of, at least two batches.
-            tail: (m,) all rows to be ordered, as they are ordered now.
-            rng: of this plan.
-            embed_seconds: what the embeddings cost.
-
-        Returns:
-            (m,) the rows in their new order; any rows where the planner does not cover each once.
+        `fetched` holds at least two batches of the (m,) rows of `tail`, which are to be ordered. Returns the (m,) rows
+        in their new order; any rows where the planner does not cover each once.
         """
         planner, size = self.trainer.planner, self.trainer.contrast_size(name)
         began = time.perf_counter()
@@ -233,7 +215,7 @@ class Replanner:
         )
 
     def _splits_work(self) -> bool:
-        """Whether all processes plan; a user's own `plan_batches` is promised all rows, on the main one."""
+        """Whether all ranks plan; a user's own `plan_batches` is promised all rows, on the main one."""
         return not self.trainer.plans_differently and splits_work(self.trainer.planner, self.trainer.args.world_size)
 
     def _order(
@@ -244,9 +226,7 @@ class Replanner:
             assert pairs is not None
             return np.asarray(self.trainer.plan_batches(*pairs, batch_size, rng))
         args = self.trainer.args
-        return plan_with_all(
-            self.trainer.planner, pairs, batch_size, rng, processes=args.world_size, device=args.device
-        )
+        return plan_with_all(self.trainer.planner, pairs, batch_size, rng, ranks=args.world_size, device=args.device)
 
     def _separated(self, order: np.ndarray, name: str) -> np.ndarray:
         """The order with rows that share a text or group apart, as far as can be."""

@@ -18,6 +18,7 @@ from gcbs_st.embeddings.encode import preserved_state
 from gcbs_st.embeddings.source import EMBEDDINGS_FOLDER, EmbeddingSource, SourceOptions
 from gcbs_st.ranks import on_one_node
 from gcbs_st.rows.columns import refuse_numbers, text_columns, text_names
+from gcbs_st.rows.row_ids import locate
 from gcbs_st.rows.training_set import TrainingPart, parts_of, planned_names
 from gcbs_st.training.loss_facts import needs_pairs
 from gcbs_st.training.loss_states import RowStates
@@ -26,7 +27,7 @@ from gcbs_st.training.loss_states import RowStates
 _PASS_TOKENS, _PASS_TEXTS, _STATIC_TEXTS = 2**16, 128, 1024
 
 
-class KeptRows:
+class RowMemory:
     """The source of embeddings and the states of losses, of one trainer; both are there while it trains."""
 
     def __init__(self, trainer: Any, collect_features: Callable[[dict[str, Any]], tuple[list[Any], Any]]) -> None:
@@ -40,28 +41,26 @@ class KeptRows:
         self.source: EmbeddingSource | None = None
         self.row_states: RowStates | None = None
         self._texts: dict[str, list[str]] = {}
+        self._row_counts: dict[str, int] = {}
 
     def open(self, folder: Path) -> None:
-        """Starts anew with the rows of the training set. To be called by all processes.
+        """Starts anew with the rows of the training set. To be called by all ranks.
 
-        Args:
-            folder: of the run.
-
-        Raises:
-            ValueError: columns that cannot be planned on, or states of a loss that are of other rows.
+        Raises a ValueError for columns that cannot be planned on, or states of a loss that are of other rows.
         """
         self.close()
         trainer, args = self.trainer, self.trainer.args
         parts = self._parts()
-        sizes = {name: len(part.dataset) for name, part in parts.items()}
-        self.row_states = RowStates(trainer.loss, sizes, self._features_of, seed=args.seed, processes=args.world_size)
+        self._row_counts = {name: len(part.dataset) for name, part in parts.items()}
+        counts = self._row_counts
+        self.row_states = RowStates(trainer.loss, counts, self._features_of, seed=args.seed, ranks=args.world_size)
         harvest = args.embedding_source == "harvest"
         self.source = EmbeddingSource(
             trainer.model,
             parts,
             self._source_options(folder),
             fingerprint=trainer.training_set_fingerprint() if harvest else "",
-            processes=args.world_size,
+            ranks=args.world_size,
             is_main=trainer.is_world_process_zero(),
             device=args.device,
             autocast=trainer.accelerator.autocast,
@@ -82,42 +81,39 @@ class KeptRows:
         Args:
             rows: (B,) ids of the batch's rows in the concatenated datasets.
             step: optimizer steps taken so far.
-
-        Yields:
-            Nothing.
         """
         if self.source is None or self.row_states is None:
             yield
             return
-        with self.row_states.telling(rows), self.source.watching(rows, step):
+        name, local = locate(rows, self._row_counts)
+        with self.row_states.telling(name, local), self.source.watching(name, local, step):
             yield
 
     def number(self, features: Sequence[dict[str, Any]]) -> None:
-        """Puts a number beside each text of a training batch, if it is harvested.
-
-        Args:
-            features: of each text column.
-        """
+        """Puts a number beside each text of a training batch, if it is harvested."""
         if self.source is not None:
             self.source.number(features)
 
     def sync(self) -> None:
-        """Brings what all processes know together. To be called by all of them, before one of them saves."""
+        """Brings what all ranks know together. To be called by all of them, before one of them saves."""
         if self.source is not None:
             self.source.sync()
         if self.row_states is not None:
             self.row_states.merge(self.trainer.args.device)
 
     def save(self, folder: Path) -> None:
-        """Writes into a checkpoint; on one process.
-
-        Args:
-            folder: the checkpoint's.
-        """
+        """Writes into a checkpoint; on one process."""
         if self.source is not None:
             self.source.save(folder)
         if self.row_states is not None:
             self.row_states.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Takes what a checkpoint holds, in the order in which it was saved."""
+        if self.source is not None:
+            self.source.load(folder)
+        if self.row_states is not None:
+            self.row_states.load(folder)
 
     def _parts(self) -> dict[str, TrainingPart]:
         trainer, parts = self.trainer, {}
@@ -162,7 +158,7 @@ class KeptRows:
     def _source_options(self, folder: Path) -> SourceOptions:
         """How rows are embedded.
 
-        Several processes keep embeddings in files if they see the same ones, and in the memory of the one that plans
+        Several ranks keep embeddings in files if they see the same ones, and in the memory of the one that plans
         if they do not, whatever the arguments say.
         """
         trainer, args = self.trainer, self.trainer.args

@@ -110,7 +110,7 @@ def test_the_table_of_plans(tmp_path):
     subject = make_subject(rows=200, size=16)
     table = plan_table(plans, log, subject)
     titles = [column["title"] for column in table["columns"]]
-    assert ["step", "epoch", "closed", "gap, nats", "in-batch loss, nats", "false negatives a row"] == titles
+    assert ["step", "epoch", "closed", "gap, nats", "in-batch loss, nats", "false negatives per row"] == titles
     assert [0, 3, *[plan.step for plan in plans[1:]]] == [row[0] for row in table["rows"]]
     assert [0, 1, 0.25, 1.5] == table["rows"][0][:4]
     assert [3, 1, None, 1.25, None, None] == table["rows"][1]

@@ -22,7 +22,7 @@ import gcbs_st.commands
 from gcbs_st import __version__
 from gcbs_st.cli import COMMANDS, main
 from gcbs_st.commands import shell
-from gcbs_st.commands.train_sts import next_steps
+from gcbs_st.commands.train import next_steps
 
 ROOT = Path(__file__).parents[2]
 NAMES = [name for name, _, _ in COMMANDS]
@@ -58,7 +58,7 @@ def test_the_list_has_a_line_for_each_command(words, capsys):
 def test_every_module_of_a_command_is_listed():
     """A command that nobody can call is none; `shell` is what they share."""
     modules = {module.name for module in pkgutil.iter_modules(gcbs_st.commands.__path__)}
-    assert modules - {"shell"} == {module for _, module, _ in COMMANDS}
+    assert modules - {"shell"} == {place.partition(":")[0] for _, place, _ in COMMANDS}
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -147,6 +147,7 @@ def raises(error: BaseException):
         (ValueError("got 1,\n   expected 2"), 2, "me: error: got 1, expected 2"),
         (TypeError("a text"), 2, "me: error: a text"),
         (ImportError("mteb; run: pip install"), 2, "me: error: mteb; run: pip install"),
+        (ModuleNotFoundError("No module named 'x'", name="x"), 2, "me: error: No module named 'x'"),
         (FileNotFoundError(errno.ENOENT, "No such file", "x.npy"), 2, "me: error: [Errno 2] No such file: 'x.npy'"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "me: error: [Errno 28] No space left on device"),
         (ValueError(), 2, "me: error: ValueError"),
@@ -158,6 +159,23 @@ def test_a_mistake_is_one_line_and_a_code(error, code, line, capsys, monkeypatch
     monkeypatch.delenv("GCBS_ST_DEBUG", raising=False)
     assert code == shell.run_command("me", raises(error))
     assert ("", line + "\n") == capsys.readouterr()
+
+
+def test_a_package_of_the_bench_that_is_missing_is_named_with_its_extra(tmp_path):
+    """The library does without joblib and PyYAML; a command that does not says what to install."""
+    code = """
+import sys
+from gcbs_st.cli import main
+sys.modules[{module!r}] = None
+sys.exit(main(["train-sts", "--config", "quickstart", "--dry-run"]))
+"""
+    for module in ("yaml", "joblib"):
+        command = [sys.executable, "-c", code.format(module=module)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert (2, "", 1) == (done.returncode, done.stdout, len(done.stderr.splitlines())), done.stderr
+        assert done.stderr.endswith(
+            f"import of {module} halted; None in sys.modules; run: pip install 'gcbs_st[bench]'\n"
+        )
 
 
 @pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False)])

@@ -15,13 +15,13 @@ from transformers import AutoConfig
 
 import gcbs_st.experiments.dry_run
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
-from gcbs_st.config import load_config
+from gcbs_st.config import load_config, packaged_configs
 from gcbs_st.embeddings.encode import encode_rows
 from gcbs_st.experiments.cost import cost_table, needs, schedule
 from gcbs_st.experiments.dry_run import small_config
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = list(packaged_configs().values())
 
 
 @pytest.fixture
@@ -77,14 +77,14 @@ def test_every_configuration_runs_dry(config, dry_run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "kind", "columns"),
     [
-        ("simcse_unsup_bert_base", "bert", 2),
-        ("simcse_sup_roberta_large", "roberta", 3),
-        ("cosqa_unixcoder", "roberta", 3),
+        ("papers/simcse_unsup_bert_base", "bert", 2),
+        ("papers/simcse_sup_roberta_large", "roberta", 3),
+        ("papers/cosqa_unixcoder", "roberta", 3),
     ],
 )
 def test_the_stand_in_is_like_the_real_thing(name, kind, columns, tmp_path):
     """Same architecture, with dropout, head and as many columns; planned again in mid-run."""
-    full = load_config(ROOT / "configs" / f"{name}.yaml")
+    full = load_config(name)
     small = small_config(full, tmp_path)
     shape = AutoConfig.from_pretrained(small.model.name)
     assert (kind, True) == (shape.model_type, shape.hidden_dropout_prob > 0)
@@ -102,7 +102,7 @@ def test_without_the_packaged_sts_b_pairs_are_made_up(monkeypatch, tmp_path):
         raise ImportError("not installed")
 
     monkeypatch.setattr(gcbs_st.experiments.dry_run, "load_sts_tasks", absent)
-    small_config(load_config(ROOT / "configs" / "quickstart.yaml"), tmp_path)
+    small_config(load_config("quickstart"), tmp_path)
     files = {file.name: file.read_text().splitlines() for file in (tmp_path / "sts").iterdir()}
     assert {"STSBenchmark.dev.jsonl": 100, "STSBenchmark.test.jsonl": 100} == {n: len(f) for n, f in files.items()}
 
@@ -129,7 +129,7 @@ def test_rows_that_are_here_are_read_and_counted(dry_run, tmp_path, pairs):
 
 def test_the_arithmetic_is_that_of_the_layers(tmp_path):
     """BERT-base: 85 million weights in its layers, two operations a weight and token, three passes a training text."""
-    config = load_config(ROOT / "configs" / "simcse_unsup_bert_base.yaml")
+    config = load_config("papers/simcse_unsup_bert_base")
     assert "about 434 MB" in needs(config)[0]
     random, gcbs = (next(row for row in rows_of(cost_table(config)) if row[0] == name) for name in ("random", "gcbs"))
     layers = 12 * (4 * 768**2 + 2 * 768 * 3072)

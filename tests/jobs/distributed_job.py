@@ -141,12 +141,12 @@ def plan_together(processes: int) -> dict[str, Any]:
     for name, planner in planners.items():
         pairs = planted_pairs(processes) if dist.get_rank() == 0 else None
         order = plan_with_all(
-            planner, pairs, BATCH, np.random.default_rng(3), processes=processes, device=torch.device("cpu")
+            planner, pairs, BATCH, np.random.default_rng(3), ranks=processes, device=torch.device("cpu")
         )
         result[name] = order.tolist()
     few = tuple(side[: 2 * BATCH] for side in planted_pairs(processes)) if dist.get_rank() == 0 else None
     result["few"] = plan_with_all(
-        planners["best"], few, BATCH, np.random.default_rng(3), processes=processes, device=torch.device("cpu")
+        planners["best"], few, BATCH, np.random.default_rng(3), ranks=processes, device=torch.device("cpu")
     ).tolist()
     return result
 

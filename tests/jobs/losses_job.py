@@ -30,7 +30,7 @@ def run(model_folder: str, output: Path, kind: str, resume: str | None = None, *
     model = SentenceTransformer(model_folder, device="cpu")
     loss = {
         "emc2": lambda: EMC2Loss(model),
-        "rescore": lambda: EMC2Loss(model, stale="rescore", directions=("query_to_doc", "doc_to_query")),
+        "both directions": lambda: EMC2Loss(model, directions=("query_to_doc", "doc_to_query")),
         "sogclr": lambda: SogCLRLoss(model),
     }[kind]()
     merges, rows, asked = [], [], []

@@ -54,7 +54,7 @@ def run(kind: Any, folder: Path, output: Path, resume: str | None = None, **give
     trainer.train(resume)
     error = None
     if given.get("learning_rate") == 0 and dist.get_rank() == 0:
-        columns, view = trainer.kept_rows._parts()[""].columns, trainer.planning_view()
+        columns, view = trainer.row_memory._parts()[""].columns, trainer.planning_view()
         encoded = encode_rows(model, rows, trainer.seen, columns, batch_size=16, view=view)
         error = float(max(np.abs(one - other).max() for one, other in zip(trainer.harvested, encoded, strict=True)))
     return {

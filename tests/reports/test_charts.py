@@ -268,7 +268,7 @@ def test_planners_are_drawn_where_they_were_measured(tmp_path, drawn):
     (figure,) = drawn
     assert {"reference": [(4.0, 0.25)], "bisect": [(0.5, 0.5)]} == lines_of(figure, 0)
     assert {"bisect": [(0.001, -0.01)]} == lines_of(figure, 1)
-    assert ["100 rows, 8 a batch", "200 rows, 8 a batch"] == [panel.get_title() for panel in figure.axes]
+    assert ["100 rows, 8 per batch", "200 rows, 8 per batch"] == [panel.get_title() for panel in figure.axes]
     assert ["log", "log"] == [panel.get_xscale() for panel in figure.axes]
 
 

@@ -124,7 +124,7 @@ def test_the_summary_is_plan_quality():
     assert "Planner" == next(iter(summary))
     assert summary["Closed"].startswith(f"{quality.closed:.3f} ")
     assert summary["Tail coverage"].startswith(f"{quality.tail_coverage:.1%} ")
-    assert summary["Probable false negatives"].startswith(f"{quality.false_negatives:.2f} a row")
+    assert summary["Probable false negatives"].startswith(f"{quality.false_negatives:.2f} per row")
 
 
 def test_a_sample_says_that_it_is_one():

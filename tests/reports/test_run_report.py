@@ -16,7 +16,7 @@ import yaml
 from conftest import make_pairs, make_static_model
 from scipy.stats import ttest_rel
 
-from gcbs_st.commands import report, train_sts
+from gcbs_st.commands import report, train
 from gcbs_st.records.run_folder import read_run_record, read_runs
 from gcbs_st.reports.runs.page import report_html, report_markdown
 from gcbs_st.reports.runs.run_groups import flat_config, short_path
@@ -450,7 +450,7 @@ def test_from_training_to_the_report(tmp_path, capsys):
         "runs": {"random": {"planner": "random"}, "bisect": {"planner": "bisect", "replan_steps": 6}},
     }  # fmt: skip
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert 0 == train_sts.main(["--config", str(tmp_path / "config.yaml")])
+    assert 0 == train.train_sts(["--config", str(tmp_path / "config.yaml")])
     out = capsys.readouterr().out
     assert f"--run {tmp_path}/runs/bisect --out" in out
     assert f"report {tmp_path}/runs --out" in out

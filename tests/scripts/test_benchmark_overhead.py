@@ -1,25 +1,20 @@
-"""Tests of ``scripts/benchmark_overhead.py`` on a tiny model: what is measured is there, and is what it says."""
+"""Tests of `scripts/benchmarks/overhead.py` on a tiny model: what is measured is there, and is what it says."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import load_benchmark
 from conftest import make_pairs, make_static_model
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_overhead.py"
 
 
 @pytest.fixture
 def script(monkeypatch):
     """The script as a module, with batches that fit tiny data."""
-    spec = importlib.util.spec_from_file_location("benchmark_overhead", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_benchmark("overhead")
     monkeypatch.setitem(module.SETTINGS["static"], "batch_size", 8)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

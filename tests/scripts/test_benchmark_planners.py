@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,18 +10,14 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from benchmarks import BENCHMARKS, load_benchmark
 from oracles import reference_gcbs
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_planners.py"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     """The script as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark_planners", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("planners")
 
 
 @pytest.fixture
@@ -40,7 +35,6 @@ def test_both_reports_are_written(script, pairs, tmp_path, monkeypatch, capsys):
     """Planners and baselines at two numbers of rows give a record each, and a line of the table."""
     # A process a measurement takes seconds to import the host; the next test does it once.
     monkeypatch.setattr(script, "measure", script.run_job)
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     command = ["--anchors", pairs[0], "--positives", pairs[1], "--planner", "random", "--planner", "gcbs,quantile=0.9"]
     command += ["--rows", "200", "--rows", "400", "--batch-size", "10", "--runs", "2"]
     command += ["--json", str(tmp_path / "r.json"), "--markdown", str(tmp_path / "r.md")]
@@ -68,8 +62,9 @@ def test_a_measurement_has_a_process_of_its_own(script, pairs):
 
 def test_a_users_mistake_is_explained(pairs):
     """An unknown planner ends with code 2 and the planner's own message."""
-    command = [sys.executable, SCRIPT, "--anchors", pairs[0], "--positives", pairs[1], "--planner", "fastest"]
-    done = subprocess.run([*command, "--no-baselines"], capture_output=True, text=True, check=False)
+    options = ["--anchors", pairs[0], "--positives", pairs[1], "--planner", "fastest", "--no-baselines"]
+    command = [sys.executable, BENCHMARKS / "planners.py", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert 2 == done.returncode
     assert "planner: got 'fastest', expected one of best" in done.stderr
 

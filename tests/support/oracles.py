@@ -95,8 +95,8 @@ def batches_with_a_value_twice(values: np.ndarray, order: np.ndarray, batch_size
 class SlowChains:
     """EMC2 one row and one proposal at a time; numbers are drawn as `EMC2Loss` documents, from seed and visit."""
 
-    def __init__(self, burn_in: float, stale: str, seed: int = 0) -> None:
-        self.burn_in, self.stale, self.seed = burn_in, stale, seed
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
         self.clock = 0
         self.state: dict[int, int] = {}
         self.score: dict[int, float] = {}
@@ -109,14 +109,12 @@ class SlowChains:
         size, samples = len(ids), {}
         chances = torch.rand(size, size - 1, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
         for place, row in enumerate(ids):
-            if self.stale == "rescore" and row in self.state:
-                self.score[row] = np.float32(scores[row, self.state[row]])
             samples[row] = []
             for step in range(size - 1):
                 candidate = ids[(place + step + 1) % size]
                 proposed = np.float32(scores[row, candidate])
                 if row not in self.state or math.log(chances[place, step]) < proposed - self.score[row]:
                     self.state[row], self.score[row] = candidate, proposed
-                if step >= int(self.burn_in * (size - 1)):
+                if step >= (size - 1) // 2:
                     samples[row].append(self.state[row])
         return samples

@@ -567,7 +567,7 @@ def test_how_many_texts_are_embedded_at_a_time(tmp_path, length, given, expected
         model.max_seq_length = length
     args = arguments(tmp_path, per_device_eval_batch_size=2, **given)
     trainer = GCBSTrainer(model, args, make_pairs(32), loss=MNRL(model))
-    assert expected == trainer.kept_rows._source_options(tmp_path).batch_size
+    assert expected == trainer.row_memory._source_options(tmp_path).batch_size
 
 
 def test_our_arguments_in_the_hosts_trainer_are_said_to_do_nothing(tmp_path, caplog):

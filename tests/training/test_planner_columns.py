@@ -16,7 +16,7 @@ from transformers import HfArgumentParser
 
 from gcbs_st import EMC2Loss, GCBSTrainer, GCBSTrainingArguments
 from gcbs_st.embeddings.store import NEVER
-from gcbs_st.reports.inspection import inspected
+from gcbs_st.reports.inspection import pair_texts
 from gcbs_st.rows.columns import text_columns, text_names
 from gcbs_st.rows.training_set import corpus_hash, planned_names
 
@@ -276,9 +276,9 @@ def test_they_are_read_from_the_command_line_and_yaml(tmp_path):
 def test_the_page_shows_what_was_planned_on(tmp_path, monkeypatch, given):
     """The texts of a finished run are read from the columns that its arguments name."""
     rows = ntuples().remove_columns("score")
-    monkeypatch.setattr(inspected, "load_rows", lambda config: (rows, None))
+    monkeypatch.setattr(pair_texts, "load_rows", lambda config: (rows, None))
     config = SimpleNamespace(train={"planner_columns": given}, runs={"one": {}}, corpus=SimpleNamespace(source="x"))
-    texts = inspected.read_run_texts(tmp_path, config, corpus_hash(rows))
+    texts = pair_texts.read_run_texts(tmp_path, config, corpus_hash(rows))
     first, second = ["anchor", "positive"] if given in (None, ["hard"]) else ["hard", "anchor"]
     assert [(rows[first][4], rows[second][4])] == texts.read(np.array([4]))
 

@@ -160,7 +160,7 @@ class Searching(RecordingTrainer):
         self.trained = []
         output = super().train(*args, **kwargs)
         plans = sum("gcbs/gap" in entry for entry in self.state.log_history)
-        kept = self.kept_rows.source, len(self.model._forward_pre_hooks), len(self.model[0]._forward_hooks)
+        kept = self.row_memory.source, len(self.model._forward_pre_hooks), len(self.model[0]._forward_hooks)
         settings = self.args.planner, self.args.replan_steps, type(self.planner)
         self.trials = [*getattr(self, "trials", []), (settings, plans, kept, len(self.trained[0][1]))]
         return output

@@ -9,18 +9,13 @@ def clusters_at(share: float, batch_size: int, clusters_at_end: int) -> int:
     """Returns how many clusters make a batch at some point of a curriculum (NGAME, arXiv 2207.04452).
 
     The stages are divisors of the batch size, each about half of the one before, from clusters of a single row, which
-    is random batches, to `clusters_at_end`. Each stage lasts as long as every other.
+    is random batches, to `clusters_at_end`, a divisor of `batch_size`. Each stage lasts as long as every other;
+    `share` of the run, in [0, 1], is behind.
 
-    Args:
-        share: of the run that is behind, in [0, 1].
-        batch_size: rows that are planned as one batch.
-        clusters_at_end: in the last stage, a divisor of `batch_size`.
-
-    Example:
-        >>> [clusters_at(share / 4, batch_size=8, clusters_at_end=1) for share in range(5)]
-        [8, 4, 2, 1, 1]
-        >>> [clusters_at(share / 4, batch_size=12, clusters_at_end=1) for share in range(4)]
-        [12, 4, 2, 1]
+    >>> [clusters_at(share / 4, batch_size=8, clusters_at_end=1) for share in range(5)]
+    [8, 4, 2, 1, 1]
+    >>> [clusters_at(share / 4, batch_size=12, clusters_at_end=1) for share in range(4)]
+    [12, 4, 2, 1]
     """
     stages = [clusters_at_end]
     while stages[-1] < batch_size:
@@ -38,8 +33,7 @@ def draw_rest(n: int, batch_size: int, rng: np.random.Generator) -> tuple[np.nda
 def cluster_size_of(batch_size: int, clusters_per_batch: int) -> int:
     """Returns the rows per cluster.
 
-    Raises:
-        ValueError: `clusters_per_batch` does not divide `batch_size`.
+    Raises a ValueError if `clusters_per_batch` does not divide `batch_size`.
     """
     if batch_size % clusters_per_batch:
         raise ValueError(
@@ -52,14 +46,9 @@ def cluster_size_of(batch_size: int, clusters_per_batch: int) -> int:
 def finish_order(
     order: np.ndarray, rest: np.ndarray, cluster_size: int, batch_size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Returns (m + len(rest),) int64, the whole order, its clusters shuffled where a batch is made of several.
+    """Returns the whole (m + len(rest),) int64 order, its clusters shuffled where a batch is made of several.
 
-    Args:
-        order: (m,) rows, blocks of `cluster_size` being clusters.
-        rest: the rows that fill no batch.
-        cluster_size: rows per cluster.
-        batch_size: rows per batch.
-        rng: draws the combination.
+    Blocks of `cluster_size` rows of the (m,) `order` are clusters; `rest` are the rows that fill no batch.
     """
     if cluster_size < batch_size:
         order = rng.permutation(order.reshape(-1, cluster_size)).ravel()

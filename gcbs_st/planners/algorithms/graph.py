@@ -1,10 +1,11 @@
 """Who is most similar to whom: embeddings and an order of the rows in, a sparse weighted neighbour graph out.
 
-Anchor i points to the rows whose positives are nearest to it. An exact search over all pairs costs more than
-a whole plan, so by default each cell of near rows looks only into the cells nearest to it.
+Anchor i points to the rows whose positives are nearest to it. An exact search over all pairs costs more than a whole
+plan, so by default each cell of near rows looks only into the cells nearest to it.
 
-Notation: m rows in an order, row r of a result is row order[r] of the embeddings and neighbours are places in
-the order too; s_ij = scale * a_i . p_j; B(i) the batch of i and Z_i = sum_{j in B(i)} exp(s_ij).
+Notation: anchors and positives are (n, d) unit rows, `order` is (m,) row ids; row r of a result is row order[r] of the
+embeddings and neighbours are places in the order too; k neighbours of each row; s_ij = scale * a_i . p_j; B(i) the
+batch of i and Z_i = sum_{j in B(i)} exp(s_ij). No result depends on `threads`, of which 0 means one per core.
 """
 
 from __future__ import annotations
@@ -53,21 +54,10 @@ def find_in_cells(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the (m, k) int32 places of each row's nearest positives and their (m, k) float32 cosines, falling.
 
-    The order is cut into cells of 256 rows; a cell looks into the cells whose mean positive is most similar to
-    its mean anchor. Searching cells and not rows is our choice: it makes the search a matrix product.
-
-    Cost: O(m 256 probes d) time, O(m (2 d + k)) memory.
-
-    Args:
-        anchors: (n, d) unit rows.
-        positives: (n, d) unit rows.
-        order: (m,) row ids, near rows near one another, as a bisection orders them.
-        k: neighbours a row.
-        probes: cells that each cell looks into; all of them make the search exact.
-        threads: at work at once, 0 for one a core. The result does not depend on it.
-
-    Returns:
-        Places and cosines; -1 and -inf where fewer than k were found. A row is not its own neighbour.
+    The order, in which near rows lie near one another, is cut into cells of 256 rows; a cell looks into the `probes`
+    cells whose mean positive is most similar to its mean anchor (all of them make the search exact). Searching cells
+    and not rows is our choice: it makes the search a matrix product. A row is not its own neighbour; places are -1 and
+    cosines -inf where fewer than k were found. Cost: O(m 256 probes d) time, O(m (2 d + k)) memory.
     """
     m, d = len(order), anchors.shape[1]
     count = -(-m // CELL_ROWS)
@@ -102,15 +92,6 @@ def find_exactly(
     """Returns what `find_in_cells` returns, from a faiss search over all pairs.
 
     Cost: O(m^2 d) time, O(m (d + k)) memory.
-
-    Args:
-        anchors: (n, d) unit rows.
-        positives: (n, d) unit rows.
-        order: (m,) row ids.
-        k: neighbours a row.
-
-    Returns:
-        Places and cosines; -1 and -inf where there are fewer than k other rows.
     """
     m = len(order)
     index = faiss.IndexFlatIP(anchors.shape[1])
@@ -138,19 +119,8 @@ def measure_background(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (m,) the cosine of each row with its own positive, and (m,) the mean of exp(s_ij - s_ii) over strangers.
 
-    Strangers are those of 512 random rows that score below all of the row's neighbours. A row whose neighbours
-    are all the others has none, and 0.
-
-    Args:
-        anchors: (n, d) unit rows.
-        positives: (n, d) unit rows.
-        order: (m,) row ids.
-        cosines: (m, k) float32 with the neighbours, falling.
-        scale: 1 / temperature of the loss.
-        rng: draws the 512 rows.
-
-    Returns:
-        Two float32 arrays.
+    Strangers are those of 512 rows drawn by `rng` that score below all of the row's neighbours, whose (m, k) falling
+    `cosines` are given. A row whose neighbours are all the others has none, and 0.
     """
     m = len(order)
     own, mean = np.empty(m, np.float32), np.empty(m, np.float32)
@@ -173,14 +143,8 @@ def measure_background(
 def drop_edges(ids: np.ndarray, *, drop_top: int = 0, keep: int | None = None, mutual: bool = False) -> np.ndarray:
     """Returns a copy of (m, k) neighbours in which those that are not wanted are -1 (B3, arXiv 2505.11293).
 
-    Args:
-        ids: (m, k) int32 neighbours, nearest first, -1 for none.
-        drop_top: nearest ranks to drop, which are most often false negatives.
-        keep: how many of the ranks after them to keep; None for all.
-        mutual: keep only edges whose reverse is kept too.
-
-    Returns:
-        (m, k) int32.
+    `drop_top` nearest ranks go, which are most often false negatives; `keep` of the ranks after them stay, None for
+    all; `mutual` keeps only edges whose reverse is kept too.
     """
     kept = np.full_like(ids, -1)
     ranks = slice(drop_top, None if keep is None else drop_top + keep)
@@ -200,22 +164,13 @@ def weigh_neighbors(
 ) -> Affinity:
     """Returns the graph on which Z_i is 1 + the weights of the neighbours in i's batch.
 
-    The unit of row i is exp(s_ii) + (B - 1) background_i: its own positive and B - 1 strangers. A neighbour
-    takes the place of a stranger, so it weighs what it has above one. That is our model of the rows that are
-    not in the graph; where the graph holds all of them, Z is exact.
+    The unit of row i is exp(s_ii) + (B - 1) background_i: its own positive and B - 1 strangers. A neighbour takes the
+    place of a stranger, so it weighs what it has above one. That is our model of the rows that are not in the graph;
+    where the graph holds all of them, Z is exact.
 
-    Args:
-        ids: (m, k) int32 neighbours, -1 for none.
-        cosines: (m, k) float32.
-        own: (m,) cosine of each row with its own positive.
-        background: (m,) mean of exp(s_ij) over strangers, over exp(s_ii).
-        batch_size: rows a batch.
-        scale: 1 / temperature of the loss.
-        ceiling: neighbours whose cosine is above this times the own one are marked in `costs`; None for no
-            such neighbours. They keep their weight, because the loss will count them where they do meet.
-
-    Returns:
-        The graph.
+    `ids` (-1 for none) and `cosines` are (m, k); `own` and `background` as `measure_background` gives them. Neighbours
+    whose cosine is above `ceiling` times the own one are marked in `costs`. They keep their weight, because the loss
+    will count them where they do meet.
     """
     barred = np.zeros(ids.shape, np.int8)
     if ceiling is not None:

@@ -20,18 +20,9 @@ def find_hardest(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns each row's k hardest negatives among all rows, in no order, and its log-sum-exp over all rows.
 
-    Equal products go to the lower row ids. Cost: n^2 d multiplications, O(n k) memory beside the tiles.
-
-    Args:
-        anchors: (n, d) floats, unit rows.
-        positives: (n, d) floats, unit rows.
-        k: 1 to n - 1.
-        scale: 1 / temperature of the log-sum-exp, None to leave that out.
-        threads: at work at once, 0 for one a core; the result does not depend on it.
-
-    Returns:
-        (n, k) int32 row ids, (n, k) float32 products, and (n,) float64 log sum_j exp(scale * product), of
-        length 0 without a scale.
+    These are (n, k) int32 row ids, (n, k) float32 products, and (n,) float64 log sum_j exp(scale * product), of length
+    0 without a scale. `anchors` and `positives` are (n, d) unit rows, k is 1 to n - 1. Equal products go to the lower
+    row ids. Cost: n^2 d multiplications, O(n k) memory beside the tiles. The result does not depend on `threads`.
     """
     n = len(anchors)
     ids, best = np.full((n, k), -1, dtype=np.int32), np.full((n, k), -np.inf, dtype=np.float32)

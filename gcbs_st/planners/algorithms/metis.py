@@ -16,13 +16,7 @@ from gcbs_st.planners.algorithms.graph import Affinity
 def cut_evenly(affinity: Affinity, size: int, seed: int) -> np.ndarray:
     """Returns (m,) int64, an order of the rows whose blocks of `size` are METIS's parts, brought to that size.
 
-    Args:
-        affinity: of m rows, m a multiple of `size`.
-        size: rows a part.
-        seed: of METIS.
-
-    Returns:
-        The rows part by part.
+    `affinity` is of m rows, m a multiple of `size`; it is not changed.
     """
     m = len(affinity.starts) - 1
     parts = m // size
@@ -45,19 +39,10 @@ def cut_evenly(affinity: Affinity, size: int, seed: int) -> np.ndarray:
 
 
 def even_parts(affinity: Affinity, part: np.ndarray, parts: int, size: int) -> np.ndarray:
-    """Returns (m,) int64 rows part by part, each part brought to exactly `size` rows.
+    """Returns (m,) int64 rows part by part, each of the `parts` brought to `size` rows; `part` is that of each row.
 
-    The loosest rows of parts that are too large move to the part with room that they share most with, or else to
-    the first with room. Cost: O(m + moved (k + parts)) time.
-
-    Args:
-        affinity: of m = parts * size rows.
-        part: (m,) part of each row.
-        parts: number of parts.
-        size: rows in a part.
-
-    Returns:
-        The rows.
+    The loosest rows of parts that are too large move to the part with room that they share most with, or else to the
+    first with room. Cost: O(m + moved (k + parts)) time.
     """
     return np.argsort(_even(affinity, part.copy(), parts, size), kind="stable")
 

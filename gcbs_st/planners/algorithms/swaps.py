@@ -65,13 +65,13 @@ def anneal_swaps(
     Args:
         affinity: of m rows.
         order: (m,) rows, blocks of `batch_size` being batches.
-        batch_size: rows a batch, of which m is a multiple.
-        moves: swaps tried a row.
+        batch_size: rows per batch, of which m is a multiple.
+        moves: swaps tried per row.
         heat: temperature of the first and of the last round, in shares of the mean log Z that `order` has. What a swap
             can gain differs by orders of magnitude between models, and a heat in nats would melt some plans.
         penalty: nats that each ordered pair of `affinity.costs` within a batch takes from the objective.
         seed: of the moves.
-        threads: at work at once, 0 for one a core. The result does not depend on it.
+        threads: at work at once, 0 for one per core. The result does not depend on it.
 
     Returns:
         The (m,) int64 order, and sum_i log Z_i less the penalties; the order as it was given where that is better.
@@ -95,32 +95,14 @@ def anneal_swaps(
 
 
 def measure_objective(affinity: Affinity, seats: Seats, penalty: float) -> float:
-    """Returns sum_i log Z_i less the penalties, from Z as the seats have it.
-
-    Args:
-        affinity: of m rows.
-        seats: the plan.
-        penalty: nats that each ordered pair of `affinity.costs` within a batch takes from it.
-
-    Returns:
-        The objective, nats.
-    """
+    """Returns sum_i log Z_i, nats, less `penalty` for each ordered pair of `affinity.costs` within a batch."""
     together = np.repeat(seats.part, np.diff(affinity.starts)) == seats.part[affinity.ids]
     # Each ordered pair of a cost stands with both of its rows.
     return float(np.log(seats.z).sum() - penalty * affinity.costs[together].sum() / 2)
 
 
 def take_seats(affinity: Affinity, order: np.ndarray, batch_size: int) -> Seats:
-    """Returns the plan with Z of each row, in O(m k).
-
-    Args:
-        affinity: of m rows.
-        order: (m,) rows, blocks of `batch_size` being batches.
-        batch_size: rows a batch.
-
-    Returns:
-        Copies; the order is not modified.
-    """
+    """Returns an (m,) order, blocks of `batch_size` being batches, with Z of each row, in O(m k); copies are made."""
     place = np.empty(len(order), np.int32)
     place[order] = np.arange(len(order), dtype=np.int32)
     part = place // np.int32(batch_size)

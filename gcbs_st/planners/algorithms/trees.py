@@ -32,17 +32,11 @@ def grow_trees(
     trees: int = 1,
     threads: int = 0,
 ) -> np.ndarray:
-    """Returns (m,) int64, an order of the points whose blocks are the leaves of the tightest of several trees.
+    """Returns (m,) int64, an order of the points whose blocks of `size` are leaves of the tightest of several trees.
 
-    Args:
-        points: (m, dims) float32 with m a multiple of `size`; reordered in place.
-        size: rows a leaf.
-        rng: the source of the starting pairs.
-        trees: grown.
-        threads: at work at once, 0 for one a core. The result does not depend on it.
-
-    Returns:
-        Places of the points as they were given.
+    `points` are (m, dims) float32 with m a multiple of `size`, and are reordered in place; the order is of their
+    places as they were given. `rng` draws the starting pairs. The result does not depend on `threads`, 0 for one per
+    core.
     """
     rows, best, most = np.arange(len(points)), np.arange(len(points)), -np.inf
     with ThreadPoolExecutor(count_threads(threads)) as pool:
@@ -62,17 +56,10 @@ def grow_trees(
 
 
 def cut_cells(points: np.ndarray, sizes: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    """Returns (m,) int64, an order of the points whose consecutive blocks are cells of 2-means of given sizes.
+    """Returns (m,) int64, an order of the points whose blocks are cells of 2-means of given sizes.
 
-    Cost: O(m dims log(cells)) time.
-
-    Args:
-        points: (m, dims) float32; reordered in place.
-        sizes: points of each cell, which add up to m; may be 0.
-        rng: the source of the starting pairs.
-
-    Returns:
-        Places of the points as they were given.
+    `points` are (m, dims) float32 and are reordered in place; `sizes`, which may be 0, add up to m. Cost: O(m dims
+    log(cells)) time.
     """
     rows, seed, bounds = np.arange(len(points)), int(rng.integers(2**31)), np.cumsum([0, *sizes])
     nodes = [(0, len(sizes))]
@@ -95,22 +82,11 @@ def project_pairs(
     *,
     threads: int = 0,
 ) -> np.ndarray:
-    """Returns (m, min(128, d)) float32: anchor + positive of each row on the pairs' main axes.
+    """Returns (m, min(128, d)) float32: anchor + positive of each of the ascending `rows` on the pairs' main axes.
 
-    The axes are the leading eigenvectors of the covariance of 16,384 rows drawn at random. Works in chunks, so
-    that half precision and memory maps are never held as a whole float32 copy.
-
-    Cost: O(m d 128) time, O(128 m) memory.
-
-    Args:
-        anchors: (n, d) unit rows.
-        positives: (n, d) unit rows.
-        rows: (m,) ascending row ids.
-        rng: draws the rows for the axes.
-        threads: at work at once, 0 for one a core. The result does not depend on it.
-
-    Returns:
-        The points.
+    The axes are the leading eigenvectors of the covariance of 16,384 rows drawn at random. Works in chunks, so that
+    half precision and memory maps are never held as a whole float32 copy. Cost: O(m d 128) time, O(128 m) memory. The
+    result does not depend on `threads`.
     """
     d = anchors.shape[1]
     points = np.empty((len(rows), min(DIMS, d)), np.float32)

@@ -1,8 +1,7 @@
-"""Log histories in, charts over the steps out, as PNG. Needs the `report` extra (matplotlib), when it draws.
+"""Log histories in, charts over the steps out, as PNG. Drawing needs the `report` extra (matplotlib).
 
-A log history is what `trainer.state.log_history` holds and a run's `log_history.json` keeps: entries with a
-`step` and whatever was logged there. Entries that hold nothing to draw, and values that are no finite
-numbers, are passed over: a loss that became NaN still leaves the rest of its run to be looked at.
+A log history is what `trainer.state.log_history` holds and a run's `log_history.json` keeps. Values that are not
+finite numbers are skipped: a loss that became NaN leaves the rest of its run to look at.
 """
 
 from __future__ import annotations
@@ -18,17 +17,13 @@ Entry = Mapping[str, Any]
 # Title -> label of a line -> its points. Labels are "" where a chart needs no name for its only line.
 Curves = dict[str, dict[str, Curve]]
 
-# What a plan logs: title, unit, and the fields that share the chart. Of several runs only the first is drawn.
+# What a plan logs: title, unit, and the fields that share the chart. For several runs only the first field is drawn.
 _PLAN_CHARTS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("Gap to the global loss", "nats", {"gap": "gap", "gap_bound": "bound that holds for it"}),
     ("Closed by each plan", "share of the closable gap", {"closed": ""}),
     ("Tail coverage", "share of the 10 hardest negatives", {"tail_coverage": ""}),
     ("False negatives", "rows above an anchor's positive", {"false_negatives": ""}),
-    (
-        "Age of the embeddings",
-        "optimizer steps",
-        {"embedding_age": "mean", "embedding_age_max": "oldest"},
-    ),
+    ("Age of the embeddings", "optimizer steps", {"embedding_age": "mean", "embedding_age_max": "oldest"}),
 )
 LOSS_TITLE, SCORE_TITLE = "Training loss", "Scores during training"
 _UNITS = {title: unit for title, unit, _ in _PLAN_CHARTS} | {LOSS_TITLE: "loss", SCORE_TITLE: "score x 100"}
@@ -37,18 +32,10 @@ _SCORE_KEY = re.compile(r"eval_(?:(?:sts|code)_)?(?P<task>.+?)?_?(?P<kind>spearm
 
 
 def run_charts(log_history: Sequence[Entry], steps: int | None = None) -> dict[str, bytes]:
-    """Returns the charts of one run; every step at which a plan was made is marked.
+    """Returns the charts of one run, title -> PNG; every step at which a plan was made is marked.
 
-    Args:
-        log_history: its log.
-        steps: where the horizontal axis ends, in optimizer steps; None for the last logged one.
-
-    Returns:
-        Title -> PNG of 880 x 462 pixels. Only what was logged is drawn: random batches have loss and STS alone,
-        and an empty log no chart.
-
-    Raises:
-        ImportError: matplotlib is not installed.
+    Only what was logged is drawn: an empty log has no chart. The horizontal axis ends at `steps`, or at the last
+    logged step.
     """
     curves = read_curves(log_history)
     plans = sorted({step for title in list(_UNITS)[:2] for line in curves.get(title, {}).values() for step in line})
@@ -59,33 +46,25 @@ def run_charts(log_history: Sequence[Entry], steps: int | None = None) -> dict[s
 
 
 def charts_of_runs(histories: Mapping[str, Sequence[Sequence[Entry]]], steps: int | None = None) -> dict[str, bytes]:
-    """Returns charts with one line for each way of training: the mean over its seeds, at steps that all of them logged.
+    """Returns charts with one line per way of training, title -> PNG.
 
-    Args:
-        histories: name -> a log for each seed.
-        steps: as in `run_charts`.
-
-    Returns:
-        Title -> PNG; the plans of each are ticks of its colour along the bottom of the loss.
-
-    Raises:
-        ImportError: matplotlib is not installed.
+    A line is the mean over the seeds, at steps that all of them logged. `histories` maps names to one log per seed.
+    Plans are ticks, in the colour of their line, along the bottom of the loss.
     """
     per_run = {name: [read_curves(log, first_only=True) for log in logs] for name, logs in histories.items()}
     gap = _PLAN_CHARTS[0][0]
     charts = {}
     for title, unit in _UNITS.items():
-        labels = list(
-            dict.fromkeys(label for runs in per_run.values() for run in runs for label in run.get(title, {}))
-        )
-        means = {
-            (name, label): mean_curve([run.get(title, {}).get(label, {}) for run in runs])
-            for name, runs in per_run.items()
-            for label in labels
-        }
+        of_runs = {name: [run.get(title, {}) for run in runs] for name, runs in per_run.items()}
+        labels = list(dict.fromkeys(label for runs in of_runs.values() for run in runs for label in run))
         # The tasks and the datasets of a plan are named where there are several.
         alone = len(labels) == 1
-        lines = {name if alone else f"{name}, {label}": curve for (name, label), curve in means.items() if curve}
+        lines = {
+            name if alone else f"{name}, {label}": curve
+            for name, runs in of_runs.items()
+            for label in labels
+            if (curve := mean_curve([run.get(label, {}) for run in runs]))
+        }
         if lines:
             heading = f"{title}: {labels[0]}" if title == SCORE_TITLE and alone else title
             plans = {
@@ -98,14 +77,9 @@ def charts_of_runs(histories: Mapping[str, Sequence[Sequence[Entry]]], steps: in
 
 
 def read_curves(log_history: Sequence[Entry], *, first_only: bool = False) -> Curves:
-    """Returns the lines that a log holds, by chart.
+    """Returns the lines that a log holds, by chart, in the order of the charts; charts without a point are left out.
 
-    Args:
-        log_history: the log.
-        first_only: of fields that share a chart (gap and bound) the first alone.
-
-    Returns:
-        Title -> label -> points, in the order in which the charts are shown; charts without a point are left out.
+    With `first_only`, only the first of the fields that share a chart (the gap, not its bound).
     """
     found: Curves = {title: {} for title in _UNITS}
     fields = {
@@ -114,20 +88,17 @@ def read_curves(log_history: Sequence[Entry], *, first_only: bool = False) -> Cu
         for field, label in list(labels.items())[: 1 if first_only else None]
     }
     for entry in log_history:
-        step = _number(entry.get("step"))
-        for key, given in entry.items():
-            value = _number(given)
-            place = _place_of(str(key), fields)
-            if step is not None and value is not None and place is not None:
+        for key, value in entry.items() if _is_number(entry.get("step")) else ():
+            if _is_number(value) and (place := _place_of(str(key), fields)):
                 title, label, factor = place
-                found[title].setdefault(label, {})[step] = value * factor
+                found[title].setdefault(label, {})[float(entry["step"])] = value * factor
     if len(tasks := found[SCORE_TITLE]) == 2:
         tasks.pop("avg, Spearman", None)  # the mean of one task
     return {title: lines for title, lines in found.items() if lines}
 
 
 def _place_of(key: str, fields: Mapping[str, tuple[str, str]]) -> tuple[str, str, float] | None:
-    """Title, label and factor of what is logged under a key; None where nothing is drawn of it."""
+    """Returns title, label and factor of what is logged under a key; None if it is not drawn."""
     if key == "loss":
         return LOSS_TITLE, "", 1.0
     if key.startswith("gcbs/"):
@@ -142,23 +113,15 @@ def _place_of(key: str, fields: Mapping[str, tuple[str, str]]) -> tuple[str, str
     return None
 
 
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
     """Returns the mean of curves at the steps that all of them have.
 
-    Args:
-        curves: one for each seed; one without points leaves none.
-
-    Returns:
-        Step -> mean.
-
-    Example:
-        >>> mean_curve([{1: 2.0, 2: 3.0}, {2: 5.0}])
-        {2: 4.0}
+    >>> mean_curve([{1: 2.0, 2: 3.0}, {2: 5.0}])
+    {2: 4.0}
     """
     shared = [step for step in curves[0] if all(step in curve for curve in curves)] if curves else []
     return {step: sum(curve[step] for curve in curves) / len(curves) for step in sorted(shared)}

@@ -1,4 +1,4 @@
-"""Lines over the steps in, a PNG out: what all charts share, so that they look alike. Needs matplotlib when it draws."""
+"""Lines over the steps in, a PNG out: what all charts share, so that they look alike. Drawing needs matplotlib."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 Curve = dict[float, float]  # step -> value
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; a second round of them is dashed. Its yellow
-# is left out: it is hard to see on white.
+# Okabe and Ito's colours, which the colour-blind can tell apart, without their yellow, which is hard to see on white. A
+# second round of colours is dashed.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
 _LINES, _MARKS = ("-", "--", ":"), ("o", "s", "^", "D", "v", "P", "X")
 _MANY_POINTS, _MANY_PLANS = 60, 40
@@ -29,18 +29,11 @@ def line_chart(
     plans: Mapping[str, Sequence[float]] | None = None,
     order: Sequence[str] = (),
 ) -> bytes:
-    """Returns a chart of values over the optimizer steps.
+    """Returns a chart of values over the optimizer steps, as PNG.
 
-    Args:
-        title: of the chart.
-        lines: label -> points; "" for a line that needs no name.
-        unit: of the values, at the vertical axis.
-        steps: where the horizontal axis ends; None for the last point.
-        plans: when plans were made: under "" for all lines, else by the name of a line.
-        order: names that keep their colour from chart to chart; a line takes that of the name it begins with.
-
-    Returns:
-        The PNG.
+    `lines` maps labels to points, "" being a line that needs no name. `plans` are the steps at which plans were made:
+    under "" for all lines, else by the name of a line. The horizontal axis ends at `steps`, or at the last point. Names
+    in `order` keep their colour from chart to chart; a line takes that of the name it begins with.
     """
     figure = new_figure(8.0, 4.2)
     axes = figure.subplots()
@@ -55,14 +48,7 @@ def line_chart(
 
 
 def draw_lines(axes: Axes, lines: Mapping[str, Curve], *, unit: str, order: Sequence[str] = ()) -> None:
-    """Draws lines over the optimizer steps into a panel.
-
-    Args:
-        axes: the panel.
-        lines: as in `line_chart`.
-        unit: as there.
-        order: as there.
-    """
+    """Draws lines over the optimizer steps into a panel; the arguments are those of `line_chart`."""
     for number, (label, curve) in enumerate(lines.items()):
         style = style_of(_place_in(order, label, number))
         if len(curve) > _MANY_POINTS:
@@ -76,14 +62,7 @@ def draw_lines(axes: Axes, lines: Mapping[str, Curve], *, unit: str, order: Sequ
 
 
 def add_legend(figure: Figure, panels: Iterable[Axes], place: str = "lower center", columns: int = 3) -> None:
-    """Adds one legend for all panels beside them; none where no line has a name.
-
-    Args:
-        figure: that the panels are in.
-        panels: with lines; those of one name look alike.
-        place: where outside the panels.
-        columns: of the legend.
-    """
+    """Adds one legend for all panels, outside of them; none if no line has a name."""
     pairs = [zip(*panel.get_legend_handles_labels(), strict=True) for panel in panels]
     named = {label: handle for lines in pairs for handle, label in lines if label.strip()}
     if named:
@@ -92,18 +71,15 @@ def add_legend(figure: Figure, panels: Iterable[Axes], place: str = "lower cente
 
 
 def _place_in(order: Sequence[str], label: str, number: int) -> int:
-    """Which colour a line takes: that of the longest name that it begins with, else of its own number."""
+    """Returns which colour a line takes: that of the longest name that it begins with, else its own number."""
     known = [name for name in order if label == name or label.startswith(f"{name}, ")]
     return list(order).index(max(known, key=len)) if known else number
 
 
 def _mark_plans(axes: Axes, made: Iterable[float], place: int | None) -> None:
-    """Marks the steps of plans: over the whole height for one run of few plans, else with ticks at the bottom.
-
-    Several runs often plan at the same steps, so each has ticks at a height of its own.
-    """
+    """Marks the steps of plans: over the whole height for one run of few plans, else with ticks at the bottom."""
     made = list(made)
-    low = 0.04 * (place or 0)
+    low = 0.04 * (place or 0)  # several runs often plan at the same steps
     top = 1.0 if place is None and len(made) <= _MANY_PLANS else low + 0.035
     colour = "#666666" if place is None else COLOURS[place % len(COLOURS)]
     for number, step in enumerate(made):
@@ -113,11 +89,7 @@ def _mark_plans(axes: Axes, made: Iterable[float], place: int | None) -> None:
 
 
 def style_of(number: int) -> dict[str, Any]:
-    """Returns colour, line and mark of the line of a number: 21 that differ in colour or in both of the others.
-
-    Args:
-        number: from 0 on.
-    """
+    """Returns colour, line and mark of the n-th line, from 0: 21 that differ in colour or in both of the others."""
     turn = number // len(COLOURS) % len(_LINES)
     return {
         "color": COLOURS[number % len(COLOURS)],
@@ -128,17 +100,12 @@ def style_of(number: int) -> dict[str, Any]:
 
 
 def plain_label(text: str) -> str:
-    r"""Returns a text that matplotlib shows as it is, in one short line.
+    r"""Returns a text that matplotlib shows as it is, in one line of at most 60 characters.
 
-    Args:
-        text: a name of the user's: `$` would start a formula, `_` hide the label.
+    In a name given by a user, `$` would start a formula and a leading `_` hide the label.
 
-    Returns:
-        At most 60 characters, none of which means anything to matplotlib.
-
-    Example:
-        >>> plain_label("_a\n$b$"), plain_label("")
-        (' _a \\$b\\$', ' ')
+    >>> plain_label("_a\n$b$"), plain_label("")
+    (' _a \\$b\\$', ' ')
     """
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     line = line if len(line) <= 60 else f"{line[:59]}…"
@@ -146,14 +113,9 @@ def plain_label(text: str) -> str:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Returns an empty figure that no window or global state knows of.
+    """Returns an empty figure, sized in inches, outside of pyplot's global state.
 
-    Args:
-        width: in inches.
-        height: in inches.
-
-    Raises:
-        ImportError: matplotlib is not installed; says what to install.
+    Raises an ImportError that says what to install if matplotlib is missing.
     """
     try:
         from matplotlib.figure import Figure
@@ -163,12 +125,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def png_of(figure: Figure, dpi: int = 110) -> bytes:
-    """Returns a figure as PNG.
-
-    Args:
-        figure: to be drawn.
-        dpi: pixels an inch.
-    """
+    """Returns a figure as PNG, at `dpi` pixels per inch."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes; a warning for each character helps nobody.

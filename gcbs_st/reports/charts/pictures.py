@@ -11,16 +11,21 @@ import numpy as np
 
 from gcbs_st.files import write_bytes
 from gcbs_st.reports.charts.charts import mean_curve
-from gcbs_st.reports.charts.figures import (
-    COLOURS,
-    Curve,
-    add_legend,
-    draw_lines,
-    line_chart,
-    new_figure,
-    plain_label,
-    png_of,
-)
+from gcbs_st.reports.charts.figures import COLOURS, add_legend, draw_lines, line_chart, new_figure, plain_label, png_of
+
+_PLAN_TITLES = {
+    "gap": "gap to the global loss, nats",
+    "tail_coverage": "share of the 10 hardest negatives in the batch",
+    "false_negatives": "negatives above the positive, rows per anchor",
+}
+_SCORE_TITLES = {
+    "avg": "mean of the STS tests",
+    "STSBenchmark": "STS-B test",
+    "STSBenchmark-dev": "STS-B dev",
+    "code-dev_mrr": "code search dev, MRR",
+    "code-test_mrr": "code search test, MRR",
+    "CoSQA-dev_mrr": "CoSQA dev, MRR",
+}
 
 
 def draw_similarity(
@@ -32,21 +37,11 @@ def draw_similarity(
     *,
     batches: int = 8,
 ) -> None:
-    """Writes a PNG of anchor-positive similarities in some batches of each order, one panel an order.
+    """Writes a PNG of anchor-positive similarities within and between some batches, one panel per order.
 
-    A good plan shows bright squares along the diagonal: rows that are near one another share a batch. The
-    batches are taken at even distances through the order, so each panel shows rows of its own.
-
-    Args:
-        anchors: (n, d) floats, unit rows.
-        positives: (n, d) floats, unit rows.
-        orders: title -> (n,) rows, blocks being batches.
-        batch_size: rows a batch.
-        file: the PNG, written under a temporary name and renamed.
-        batches: how many batches a panel shows.
-
-    Raises:
-        ValueError: no order, or fewer rows than a batch.
+    `anchors` and `positives` are (n, d) floats, unit rows; `orders` maps titles to (n,) row ids, whose blocks are
+    batches. A good plan shows bright squares along the diagonal: rows that are near one another share a batch. The shown
+    batches are at even distances in the order. Raises a ValueError if there is no order, or no full batch.
     """
     if not orders or len(anchors) < batch_size:
         raise ValueError(
@@ -77,79 +72,48 @@ def draw_similarity(
 
 
 def draw_comparison(content: Mapping[str, Any], folder: str | Path) -> list[Path]:
-    """Writes the pictures of a comparison, as PNG.
+    """Writes the pictures of a comparison into a folder and returns their files.
 
-    Args:
-        content: what `gcbs_st.experiments.comparison.compare` returns, and `comparison.json` holds.
-        folder: where.
-
-    Returns:
-        The files: differences to the reference with their intervals, STS-B dev over the steps, and, if any
-        arm made plans, their quality over the steps. Random batches are not planned, and have none.
+    They are differences to the reference with their intervals, the dev score over the steps and, if any arm made plans,
+    their quality over the steps. `content` is what `gcbs_st.experiments.comparison.compare` returns, and
+    `comparison.json` holds.
     """
-    place, runs = Path(folder), content["runs"]
-    arms = list(content["arms"])
-    files = [place / "differences.png", place / "dev_scores.png"]
-    reference = content["reference"]
+    arms, runs, reference = list(content["arms"]), content["runs"], content["reference"]
+    pictures: dict[str, bytes] = {}
     differences = {
         arm: {name: score["difference"] for name, score in content["arms"][arm]["scores"].items()}
         for arm in arms
         if arm != reference
     }
     if differences:
-        write_bytes(files[0], difference_chart(differences, reference))
-    else:
-        del files[0]  # nothing to compare it with
+        pictures["differences.png"] = difference_chart(differences, reference)
     metric = content.get("dev_metric", "STSBenchmark-dev")  # older files know no other
     dev = _SCORE_TITLES.get(metric, metric)
-    count = len(content["seeds"])
-    seeds = f"mean over {count} seeds" if count > 1 else "one seed"
-    curves = {
-        arm: [{step: value for step, _, value in run["dev_curve"]} for run in runs[arm].values()] for arm in arms
-    }
+    seeds = f"mean over {count} seeds" if (count := len(content["seeds"])) > 1 else "one seed"
+    curves = {arm: [{step: dev for step, _, dev in run["dev_curve"]} for run in runs[arm].values()] for arm in arms}
     lines = {arm: curve for arm in arms if (curve := mean_curve(curves[arm]))}
-    write_bytes(place / "dev_scores.png", line_chart(f"{dev}, {seeds}", lines, unit=f"{dev}, x 100", order=arms))
+    pictures["dev_scores.png"] = line_chart(f"{dev}, {seeds}", lines, unit=f"{dev}, x 100", order=arms)
     logs = {arm: [run["plan_log"] for run in runs[arm].values()] for arm in arms}
     if planned := {arm: log for arm, log in logs.items() if all(log)}:
         figure = new_figure(16.0, 5.0)
         panels = figure.subplots(1, len(_PLAN_TITLES))
         for panel, (key, unit) in zip(panels, _PLAN_TITLES.items(), strict=True):
-            means: dict[str, Curve] = {
-                arm: mean_curve([{plan["step"]: plan[key] for plan in log} for log in of_arm])
-                for arm, of_arm in planned.items()
-            }
-            draw_lines(panel, {arm: curve for arm, curve in means.items() if curve}, unit=unit, order=arms)
+            curves = {arm: [{plan["step"]: plan[key] for plan in log} for log in planned[arm]] for arm in planned}
+            lines = {arm: curve for arm in planned if (curve := mean_curve(curves[arm]))}
+            draw_lines(panel, lines, unit=unit, order=arms)
         figure.suptitle(f"Plans when they are made, {seeds}", fontsize=15)
         add_legend(figure, panels, "right upper", columns=1)
-        files.append(place / "plans.png")
-        write_bytes(files[-1], png_of(figure, dpi=80))
-    return files
-
-
-_PLAN_TITLES = {
-    "gap": "gap to the global loss, nats",
-    "tail_coverage": "share of the 10 hardest negatives in the batch",
-    "false_negatives": "negatives above the positive, rows an anchor",
-}
-_SCORE_TITLES = {
-    "avg": "mean of the STS tests",
-    "STSBenchmark": "STS-B test",
-    "STSBenchmark-dev": "STS-B dev",
-    "code-dev_mrr": "code search dev, MRR",
-    "code-test_mrr": "code search test, MRR",
-    "CoSQA-dev_mrr": "CoSQA dev, MRR",
-}
+        pictures["plans.png"] = png_of(figure, dpi=80)
+    for name, picture in pictures.items():
+        write_bytes(Path(folder, name), picture)
+    return [Path(folder, name) for name in pictures]
 
 
 def difference_chart(differences: Mapping[str, Mapping[str, Mapping[str, Any]]], reference: str) -> bytes:
-    """Returns a chart of paired differences with their intervals: a panel a score, a line for each way of training.
+    """Returns a PNG of paired differences with their intervals: one panel per score, one line per way of training.
 
-    Args:
-        differences: way of training -> score -> what `gcbs_st.records.statistics.paired_difference` returns; not empty.
-        reference: what it is the difference to, in words.
-
-    Returns:
-        The PNG. Three panels at most: means and dev scores before single tasks.
+    `differences` maps way of training -> score -> result of `gcbs_st.records.statistics.paired_difference`, and is not
+    empty; `reference` names what they are differences to. At most three panels: means and dev scores come first.
     """
     scores = list(dict.fromkeys(name for of_arm in differences.values() for name in of_arm))
     names = [*(name for name in _SCORE_TITLES if name in scores), *(s for s in scores if s not in _SCORE_TITLES)][:3]

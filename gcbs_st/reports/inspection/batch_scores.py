@@ -1,4 +1,4 @@
-"""How hard batches are, one by one, and what they look like: arrays and batches in, figures and matrices out."""
+"""How hard single batches are, and what they look like: arrays and batches in, figures and matrices out."""
 
 from __future__ import annotations
 
@@ -15,19 +15,12 @@ _CHUNK_NUMBERS = 2**22
 
 @dataclass(frozen=True)
 class BatchMeasures:
-    """Means over the rows of each batch, (k,) float64 each.
+    """Means over the rows of each batch, (k,) float64 each."""
 
-    Attributes:
-        loss: in-batch loss, nats.
-        hardest: cosine of the row's hardest in-batch negative; NaN in batches of one row.
-        false_negatives: in-batch negatives scored above the row's own positive, rows.
-        tainted: share of the rows that have such a negative, in [0, 1].
-    """
-
-    loss: np.ndarray
-    hardest: np.ndarray
-    false_negatives: np.ndarray
-    tainted: np.ndarray
+    loss: np.ndarray  # in-batch loss, nats
+    hardest: np.ndarray  # cosine of a row's hardest in-batch negative; NaN in batches of one row
+    false_negatives: np.ndarray  # in-batch negatives scored above the row's own positive
+    tainted: np.ndarray  # share of the rows that have such a negative, in [0, 1]
 
 
 def measure_batches(
@@ -35,19 +28,9 @@ def measure_batches(
 ) -> BatchMeasures:
     """Returns how hard each batch is, by the definitions of `gcbs_st.planners.quality`.
 
-    Cost: k B^2 d multiplications; memory for a few batches at a time, so that memory maps stay on disk.
-
-    Args:
-        anchors: (m, d) floats, unit rows.
-        positives: (m, d) floats, unit rows.
-        batches: (k, B) integers in [0, m).
-        scale: 1 / temperature.
-
-    Returns:
-        The figures of each batch.
-
-    Raises:
-        ValueError: a row that is not finite.
+    `anchors` and `positives` are (m, d) floats, unit rows; `batches` (k, B) integers in [0, m); `scale` 1 / temperature.
+    Cost: k B^2 d multiplications; memory for a few batches at a time, so that memory maps stay on disk. Raises a
+    ValueError if a row is not finite.
     """
     count, batch_size = batches.shape
     loss, hardest, wrong, tainted = (np.full(count, np.nan) for _ in range(4))
@@ -71,28 +54,17 @@ def measure_batches(
 
 
 def products_of(anchors: np.ndarray, positives: np.ndarray, batches: np.ndarray) -> np.ndarray:
-    """Returns the (k, B, B) float32 products of the anchors and positives of each batch.
-
-    Args:
-        anchors: (m, d) floats.
-        positives: (m, d) floats.
-        batches: (k, B) integers in [0, m).
-    """
+    """Returns the (k, B, B) float32 products of the (m, d) anchors and positives of each of the (k, B) batches."""
     left, right = (np.asarray(array[batches.ravel()], np.float32) for array in (anchors, positives))
     left, right = (array.reshape(*batches.shape, -1) for array in (left, right))
     return left @ right.transpose(0, 2, 1)
 
 
 def similarity_matrix(scores: np.ndarray, width: int) -> dict[str, Any]:
-    """Returns a matrix as JSON can hold it: "bytes", base64 of uint8, 0 for a cosine of 0 or less and 255 for 1.
+    """Returns (s, s) cosines of anchors and positives, in batches of `width` rows, as JSON can hold them.
 
-    Args:
-        scores: (s, s) cosines of anchors and positives, blocks of rows being batches.
-        width: rows a batch.
-
-    Returns:
-        The bytes, "side" and "width", and the mean cosines of negatives "within" and "between" batches, None where
-        there are none.
+    "bytes" is base64 of uint8, 0 for a cosine of 0 or less and 255 for 1. "within" and "between" are the mean cosines of
+    negatives within and between batches, None where there are none.
     """
     side = len(scores)
     same_batch = np.arange(side)[:, None] // width == np.arange(side) // width
@@ -109,9 +81,5 @@ def similarity_matrix(scores: np.ndarray, width: int) -> dict[str, Any]:
 
 
 def plain(number: float) -> float | None:
-    """Returns a number as JSON can hold it, three digits after the point, None for NaN and infinity.
-
-    Args:
-        number: any.
-    """
+    """Returns a number as JSON can hold it: with three decimals, None for NaN and infinity."""
     return round(float(number), 3) if np.isfinite(number) else None

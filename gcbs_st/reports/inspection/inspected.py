@@ -1,12 +1,11 @@
-"""What can be inspected: a run's folder, a checkpoint, or files in, a `Subject` and the plans it is one of out.
+"""A run's folder, a checkpoint, or files in, the plan to inspect out.
 
-Everything is checked before anything is measured: a folder that is damaged, half-written or of other data is refused
-with one line that says what to do.
+Everything is checked before anything is measured. A folder that is damaged, half-written or of other data raises a
+ValueError, with one line that says what to do.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,62 +19,40 @@ from gcbs_st.batches.checkpoint import PLAN_FILE, read_plan
 from gcbs_st.batches.plan_history import PLANS_FOLDER, StoredPlan, plan_files, read_stored_plan, step_of, stored_plan
 from gcbs_st.config import ExperimentConfig, LossConfig
 from gcbs_st.embeddings.source import EMBEDDINGS_FOLDER
-from gcbs_st.experiments.data import load_rows
 from gcbs_st.experiments.training_run import initial_model
 from gcbs_st.files import read_json
 from gcbs_st.models.load import open_model, resolve_model_name
 from gcbs_st.planners.quality import SCALE
-from gcbs_st.records.run_folder import CONFIG_FILE, RESULTS_FILE, read_config, read_run, run_settings
+from gcbs_st.records.run_folder import CONFIG_FILE, read_config, read_run, run_settings
 from gcbs_st.reports.inspection.inspector import Embed, Subject
-from gcbs_st.reports.inspection.pair_texts import PairTexts, texts_of_dataset, texts_of_file
+from gcbs_st.reports.inspection.pair_texts import PairTexts, read_run_texts, texts_of_file
 from gcbs_st.reports.inspection.plan_embeddings import encoded_subject, encoder, stored_subject
-from gcbs_st.rows.columns import text_columns
-from gcbs_st.rows.training_set import corpus_hash
 
 Entry = TypeVar("Entry")
-_BEFORE, _AFTER = "the model before training", "the model after training"
 _RECORDED = {"planner": "Planner", "options": "Options", "seconds": "Seconds of planning"}
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """A plan to be inspected, and what is known of the run that it belongs to.
-
-    Attributes:
-        subject: the plan.
-        plans: all plans that the run kept, by step; empty if it is not one of a run.
-        log_history: what the run logged, an entry a call; empty if it is not at hand.
-        step: of the plan, where it is one of a run.
-        origin: text -> text, what the page says about where all of this comes from.
-    """
+    """A plan to inspect, and what is known of its run, if it belongs to one."""
 
     subject: Subject
-    plans: Sequence[StoredPlan] = ()
+    plans: Sequence[StoredPlan] = ()  # all that the run kept, by step
     log_history: Sequence[Mapping[str, Any]] = ()
-    step: int | None = None
-    origin: Mapping[str, str] = field(default_factory=dict)
+    step: int | None = None  # at which the plan was made
+    origin: Mapping[str, str] = field(default_factory=dict)  # label -> text: where all of this comes from
 
 
 def open_run(
     folder: Path, *, step: int | None = None, texts: Path | None = None, max_rows: int | None = None
 ) -> Inspected:
-    """Returns a plan of a finished run, seen by the trained model and by the one that training started from.
+    """Returns a plan of a finished run, as embedded by the trained model and by the one that training started from.
 
-    Args:
-        folder: holds config.yaml, results.json, model/ and plans/.
-        step: of the plan that was in force then; None for the last plan.
-        texts: JSON lines with `anchor` and `positive`, all rows that were trained on; None to read the corpus again.
-        max_rows: encode so many rows at most; None for 65,536 with a static model and 4,096 with others.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ValueError: a folder that is not whole or of another corpus than there is now; the message says which.
-        FileNotFoundError: a corpus that is not there.
+    `folder` holds config.yaml, results.json, model/ and plans/. The plan is the one in force at `step`, by default the
+    last one. `texts` are JSON lines with `anchor` and `positive`, all rows that were trained on; without them the corpus
+    is read again. At most `max_rows` rows are encoded, see `encoded_subject`.
     """
     config, run = read_run(folder)
-    results = run.record
     files = plan_files(folder / PLANS_FOLDER)
     if not files:
         raise ValueError(
@@ -89,49 +66,38 @@ def open_run(
         raise ValueError(f"--step: got {step}, expected {step_of(files[0])} or more, the step of the first plan.")
     plans = [_only(read_stored_plan(file), None, file) for file in files]
     plan = plans[chosen]
-    read = (
-        texts_of_file(texts) if texts is not None else read_run_texts(folder, config, results.get("corpus_hash", ""))
-    )
+    recorded = run.record.get("corpus_hash", "")
+    read = texts_of_file(texts) if texts is not None else read_run_texts(folder, config, recorded)
     _check_rows(folder, plan, read)
-    earlier, notes = _initial(config, read)
-    model = open_model(str(folder / "model"), None)
+    notes = [f"The plan was made at step {plan.step:,}, with the model of then."]
+    if plan.drawn:
+        notes.append(f"Batches 0 to {plan.drawn - 1:,} had been drawn before it, from earlier plans.")
+    earlier, missing = _initial(config, read)
     subject = encoded_subject(
-        model,
+        open_model(str(folder / "model"), None),
         plan,
         read,
         max_rows,
         title=f"Batches of {folder}",
-        model=_AFTER,
+        model="the model after training",
         scale=configured_scale(config.loss),
         earlier=earlier,
-        facts=_facts(plan, results),
-        notes=[*_made(plan), *notes],
+        facts=_facts(plan, run.record),
+        notes=[*notes, *missing],
     )
-    versions = {name: str(results[name]) for name in ("corpus_hash", "commit", "versions") if results.get(name)}
-    configuration = (folder / CONFIG_FILE).read_text(encoding="utf-8")
-    return Inspected(
-        subject, plans, run.log, plan.step, {"run": str(folder), **versions, "configuration": configuration}
-    )
+    names = ("corpus_hash", "commit", "versions")
+    origin = {"run": str(folder), **{name: str(run.record[name]) for name in names if run.record.get(name)}}
+    origin["configuration"] = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+    return Inspected(subject, plans, run.log, plan.step, origin)
 
 
 def open_checkpoint(
     folder: Path, *, texts: Path | None = None, dataset: str | None = None, max_rows: int | None = None
 ) -> Inspected:
-    """Returns the plan of a checkpoint, seen by its harvested embeddings, or by its model where there are none.
+    """Returns the plan of a checkpoint, with its harvested embeddings, or its model's if there are none.
 
-    Args:
-        folder: holds gcbs_plan.npz.
-        texts: JSON lines with `anchor` and `positive`, all rows that were trained on; None to read the corpus of the
-            config.yaml beside the checkpoint.
-        dataset: which one of several; None for the only one.
-        max_rows: as in `open_run`.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ValueError: a folder that is not whole, texts of other rows, or none at all; the message says which.
-        FileNotFoundError: a corpus that is not there.
+    `folder` holds gcbs_plan.npz; `texts` and `max_rows` are those of `open_run`, the corpus being that of the
+    config.yaml beside the checkpoint. `dataset` chooses one of several.
     """
     if not folder.is_dir():
         raise ValueError(f"--checkpoint: {folder} is not there, expected a folder that holds {PLAN_FILE}.")
@@ -141,13 +107,8 @@ def open_checkpoint(
     step = int(history.get("global_step", 0))
     config = read_config(folder.parent / CONFIG_FILE) if (folder.parent / CONFIG_FILE).is_file() else None
     settings = run_settings(config) if config is not None else {}
-    plan = stored_plan(
-        state,
-        folder / PLAN_FILE,
-        step=step,
-        planner=str(settings.get("planner", "")),
-        options=settings.get("planner_options"),
-    )
+    planner, options = str(settings.get("planner", "")), settings.get("planner_options")
+    plan = stored_plan(state, folder / PLAN_FILE, step=step, planner=planner, options=options)
     if texts is not None:
         read = texts_of_file(texts)
     elif config is not None and not state["name"]:
@@ -183,20 +144,9 @@ def open_files(  # noqa: PLR0913 - one argument for each file
 ) -> Inspected:
     """Returns a plan of saved embeddings, which are not read into memory.
 
-    Args:
-        anchors: .npy of (n, d) floats, unit rows.
-        positives: .npy of (n, d) floats, unit rows.
-        order: .npy of (n,) integers, each row once; blocks are batches, and a shorter last block is left out.
-        batch_size: rows a batch.
-        texts: JSON lines with `anchor` and `positive`, n of them.
-        record: the JSON that planning printed, for the page's summary; None for none.
-        scale: 1 / temperature.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ValueError: files that cannot be read or do not go together; the message says which.
+    `anchors` and `positives` are .npy files of (n, d) floats, unit rows; `order` of (n,) integers, each row once, whose
+    blocks are batches, a shorter last one being left out; `texts` n JSON lines with `anchor` and `positive`; `record` the
+    JSON that planning printed, for the page's summary. `scale` is 1 / temperature.
     """
     left, right = _open_array(anchors), _open_array(positives)
     if left.shape != right.shape or left.ndim != 2:
@@ -230,8 +180,16 @@ def open_files(  # noqa: PLR0913 - one argument for each file
     return Inspected(subject, origin={"order": str(order), "texts": str(texts)})
 
 
+def configured_scale(loss: LossConfig) -> float:
+    """Returns 1 / temperature of a configured loss, 20 if its options name neither."""
+    scale, temperature = (loss.options.get(key) for key in ("scale", "temperature"))
+    if isinstance(scale, (int, float)) and scale > 0:
+        return float(scale)
+    return 1.0 / temperature if isinstance(temperature, (int, float)) and temperature > 0 else SCALE
+
+
 def _open_array(file: Path) -> np.ndarray:
-    """A .npy file as a map of the file."""
+    """Returns a .npy file as a memory map."""
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except OSError as error:
@@ -244,7 +202,7 @@ def _open_array(file: Path) -> np.ndarray:
 
 
 def _only(entries: Mapping[str, Entry], dataset: str | None, file: Path) -> Entry:
-    """The entry of a data set, or the only one."""
+    """Returns the entry of a dataset, or the only one."""
     if dataset is None and len(entries) == 1:
         return next(iter(entries.values()))
     if dataset is None or dataset not in entries:
@@ -258,7 +216,6 @@ def _check_rows(folder: Path, plan: StoredPlan, texts: PairTexts) -> None:
 
 
 def _facts(plan: StoredPlan, results: Mapping[str, Any]) -> dict[str, str]:
-    """Labels and values of the plan and the run."""
     planned = plan.plan_count or plan.planner == "random"
     facts = {
         "Planner": (plan.planner or "not recorded") + ("" if planned else " (random batches: no plan was due yet)"),
@@ -276,14 +233,8 @@ def _facts(plan: StoredPlan, results: Mapping[str, Any]) -> dict[str, str]:
     return facts | {label: str(results[key]) for key, label in labels.items() if key in results}
 
 
-def _made(plan: StoredPlan) -> list[str]:
-    """When the plan was made, and what of its epoch is older."""
-    made = [f"The plan was made at step {plan.step:,}, with the model of then."]
-    return made + [f"Batches 0 to {plan.drawn - 1:,} had been drawn before it, from earlier plans."] * (plan.drawn > 0)
-
-
 def _initial(config: ExperimentConfig, texts: PairTexts) -> tuple[dict[str, Embed], list[str]]:
-    """The model that training started from, if it is on this machine, and else a note that it is not."""
+    """Returns the model that training started from if it is on this machine, else a note that it is not."""
     try:
         here = Path(resolve_model_name(config.model.name)).is_dir()
     except (ValueError, FileNotFoundError):
@@ -291,53 +242,4 @@ def _initial(config: ExperimentConfig, texts: PairTexts) -> tuple[dict[str, Embe
     if not here:
         return {}, [f"The model before training, {config.model.name}, is not on this machine, so it is not shown."]
     set_seed(run_settings(config).get("seed", 42))  # as in the run: a new head is drawn at random
-    return {_BEFORE: encoder(initial_model(config), texts)}, []
-
-
-def configured_scale(loss: LossConfig) -> float:
-    """Returns a configured loss's 1 / temperature, 20 where it says nothing of it.
-
-    Args:
-        loss: of a configuration.
-    """
-    if isinstance(scale := loss.options.get("scale"), (int, float)) and scale > 0:
-        return float(scale)
-    temperature = loss.options.get("temperature")
-    return 1.0 / temperature if isinstance(temperature, (int, float)) and temperature > 0 else SCALE
-
-
-def read_run_texts(folder: Path, config: ExperimentConfig, recorded: str) -> PairTexts:
-    """Returns the texts that a run was trained on, read from its corpus again.
-
-    Args:
-        folder: the run's, for messages.
-        config: its own.
-        recorded: the hash that the corpus had then.
-
-    Returns:
-        The training rows, in the order that plans count them in.
-
-    Raises:
-        ValueError: a corpus that cannot be read, or that is another one now.
-        FileNotFoundError: a corpus that is not there.
-    """
-    rows, _ = load_rows(config)
-    settings = run_settings(config)
-    # The trainer saw the rows without their groups, unless it was asked to train on them.
-    trained = rows.remove_columns("group") if "group" in rows.column_names else rows
-    if recorded not in (corpus_hash(rows), corpus_hash(trained)):
-        raise ValueError(
-            f"{folder} was trained on a corpus of hash {recorded}, but {config.corpus.source!r} is another one now "
-            f"({len(rows)} rows, hash {corpus_hash(rows)}). Train again, or give the texts of then with --texts."
-            if recorded
-            else f"{folder}/{RESULTS_FILE} is damaged: it holds no corpus_hash."
-        )
-    planned = settings.get("planner_columns")
-    planned = json.loads(planned) if isinstance(planned, str) else planned
-    columns = text_columns(
-        trained,
-        prompts=settings.get("prompts"),
-        router_mapping=settings.get("router_mapping"),
-        names=planned if planned and len(planned) == 2 else None,  # the page is of pairs
-    )
-    return texts_of_dataset(trained, columns, config.corpus.source)
+    return {"the model before training": encoder(initial_model(config), texts)}, []

@@ -1,7 +1,6 @@
-"""What trains together, as plain content: embeddings, batches and texts in, a dict that JSON can hold out.
+"""Embeddings, batches and texts in, the content of a page out, as a dict that JSON can hold.
 
-Why: harder batches are an abstraction until one looks. The content says which texts share a batch, how alike they
-are, and which negatives are probably none; `gcbs_st.reports.html` makes a page of it.
+It shows which texts share a batch, how alike they are, and which negatives are probably none.
 """
 
 from __future__ import annotations
@@ -21,15 +20,13 @@ from gcbs_st.reports.inspection.batch_scores import (
     similarity_matrix,
 )
 
-# What a page holds: beyond this a browser and its reader are overwhelmed, and the page passes 2 MB.
+# What a page holds at most: more would overwhelm a browser and its reader, and the page would pass 2 MB.
 SHOWN_ROWS, SHOWN_BYTES = 3072, 800_000
 ROWS_A_BATCH = 256
 TEXT_LENGTH = 240
 NEGATIVES = 3
-# Rows and columns of a similarity matrix.
-MATRIX_SIDE, BATCH_SIDE = 256, 64
-# Products of anchors and positives that the plan's quality is measured on.
-_PRODUCTS = 2**27
+MATRIX_SIDE, BATCH_SIDE = 256, 64  # rows of a similarity matrix, in all and per batch
+_PRODUCTS = 2**27  # of anchors and positives, that the plan's quality is measured on
 
 ReadTexts = Callable[[np.ndarray], Sequence[tuple[str, str]]]
 Embed = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -37,36 +34,20 @@ Embed = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be inspected: m of the n rows of a corpus, and the batches of a plan that consist of them.
-
-    Attributes:
-        title: of the page.
-        anchors: (m, d) floats, unit rows; may be a memory map.
-        positives: (m, d) floats, unit rows; row i is the positive of anchor i.
-        batches: (k, B) integers in [0, m).
-        rows: (m,) ascending ids in [0, n).
-        read_texts: ids -> (anchor, positive) each.
-        model: whose embeddings these are, in words.
-        numbers: (k,) place of each batch in the plan, from 0; None where all are here.
-        batches_in_plan: how many batches the plan has; None where all are here.
-        scale: 1 / temperature of the loss.
-        earlier: model in words -> ids -> its embeddings of anchors and positives, for a second look at the same rows.
-        facts: label -> value, shown first.
-        notes: sentences about where all of this comes from.
-    """
+    """What is to be inspected: m of the n rows of a corpus, and the batches of a plan that consist of them."""
 
     title: str
-    anchors: np.ndarray
-    positives: np.ndarray
-    batches: np.ndarray
-    rows: np.ndarray
+    anchors: np.ndarray  # (m, d) floats, unit rows; may be a memory map
+    positives: np.ndarray  # (m, d) floats, unit rows; row i is the positive of anchor i
+    batches: np.ndarray  # (k, B) integers in [0, m)
+    rows: np.ndarray  # (m,) ascending ids in [0, n)
     read_texts: ReadTexts
-    model: str
-    numbers: np.ndarray | None = None
-    batches_in_plan: int | None = None
-    scale: float = SCALE
-    earlier: Mapping[str, Embed] = field(default_factory=dict)
-    facts: Mapping[str, str] = field(default_factory=dict)
+    model: str  # whose embeddings these are, in words
+    numbers: np.ndarray | None = None  # (k,) place of each batch in the plan, from 0; None if all are here
+    batches_in_plan: int | None = None  # None if all are here
+    scale: float = SCALE  # 1 / temperature of the loss
+    earlier: Mapping[str, Embed] = field(default_factory=dict)  # by model, for a second look at the same rows
+    facts: Mapping[str, str] = field(default_factory=dict)  # label -> value, shown first
     notes: Sequence[str] = ()
 
     @property
@@ -76,15 +57,10 @@ class Subject:
 
 
 def choose_batches(loss: np.ndarray, batch_size: int) -> list[tuple[str, np.ndarray]]:
-    """Returns the batches that a page shows, the hardest first.
+    """Returns the batches that a page shows, the hardest first, in groups: title and (j,) numbers.
 
-    Args:
-        loss: (k,) of each batch.
-        batch_size: rows a batch.
-
-    Returns:
-        Title and (j,) batches: "all", or "hardest", "middle" and "easiest" where they would be too many. NaN is
-        last, and equal ones stand as in the plan.
+    The groups are "all", or "hardest", "middle" and "easiest" if all are too many. NaN comes last, and equal losses stay
+    in the order of the plan.
     """
     order = np.argsort(-loss, kind="stable")
     room = max(3, SHOWN_ROWS // min(batch_size, ROWS_A_BATCH))
@@ -96,106 +72,84 @@ def choose_batches(loss: np.ndarray, batch_size: int) -> list[tuple[str, np.ndar
 
 
 def inspect_plan(subject: Subject) -> dict[str, Any]:
-    """Returns the content of a page about a plan.
+    """Returns the content of a page about a plan; unknown numbers are None.
 
-    Cost: all batches are measured, k B^2 d, and the quality of the plan on a sample, about 2^27 d; texts are read of
-    the rows that are shown alone.
-
-    Args:
-        subject: what is inspected.
-
-    Returns:
-        "title", "model", "summary" (label, value), "notes", "shown", "groups" of batches, and "matrices"; numbers that
-        are not known are None.
-
-    Raises:
-        ValueError: no batch, rows that are not finite, or texts that cannot be read.
+    Cost: k B^2 d to measure all batches, and about 2^27 d for the quality of the plan on a sample; texts are read only of
+    the rows that are shown. Raises a ValueError if there is no batch, or a row that is not finite.
     """
     if not len(subject.batches):
         raise ValueError(
             f"got {len(subject.rows)} rows with embeddings, expected at least a batch of {subject.batches.shape[1]}."
         )
     measures = measure_batches(subject.anchors, subject.positives, subject.batches, scale=subject.scale)
-    groups = [(title, list(chosen)) for title, chosen in choose_batches(measures.loss, subject.batches.shape[1])]
-    described = _within_budget(groups, _describe_batches(subject, measures, [b for _, some in groups for b in some]))
-    shown = sum(len(batches) for _, batches in described)
-    notes = [*subject.notes, *_notes(subject, shown)]
+    groups = choose_batches(measures.loss, subject.batches.shape[1])
+    described = iter(_describe_batches(subject, measures, [batch for _, chosen in groups for batch in chosen]))
+    kept = _within_budget([(title, [next(described) for _ in chosen]) for title, chosen in groups])
     return {
         "title": subject.title,
         "model": subject.model,
         "summary": [*map(list, subject.facts.items()), *_figures(subject, measures)],
-        "notes": notes,
+        "notes": [*subject.notes, *_notes(subject, sum(len(batches) for _, batches in kept))],
         "text_length": TEXT_LENGTH,
-        "groups": [{"title": title, "batches": batches} for title, batches in described if batches],
+        "groups": [{"title": title, "batches": batches} for title, batches in kept if batches],
         "matrices": _matrices(subject),
     }
 
 
 def _figures(subject: Subject, measures: BatchMeasures) -> list[list[str]]:
-    """Labels and values of the plan as a whole."""
     size = subject.batches.shape[1]
-    figures = [
-        ["Batches", f"{subject.batches_in_plan or len(subject.batches):,} of {size:,} rows each"],
-        ["In-batch loss", f"{measures.loss.mean():.3f} nats at scale {subject.scale:g}"],
-        [
-            "Probable false negatives",
-            f"{measures.false_negatives.mean():.2f} a row; {measures.tainted.mean():.1%} of the rows have one",
-        ],
-    ]
+    wrong = f"{measures.false_negatives.mean():.2f} per row; {measures.tainted.mean():.1%} of the rows have one"
+    batches = ["Batches", f"{subject.batches_in_plan or len(subject.batches):,} of {size:,} rows each"]
+    loss = ["In-batch loss", f"{measures.loss.mean():.3f} nats at scale {subject.scale:g}"]
+    false_negatives = ["Probable false negatives", wrong]
     if not subject.complete:
-        return [*figures, ["Closed, tail coverage", "not measured: they need the embeddings of all rows"]]
+        missing = ["Closed, tail coverage", "not measured: they need the embeddings of all rows"]
+        return [batches, loss, false_negatives, missing]
     sample = min(4096, max(2 * size, _PRODUCTS // len(subject.rows)))
-    quality = plan_quality(
-        subject.anchors,
-        subject.positives,
-        subject.batches.ravel(),
-        size,
-        scale=subject.scale,
-        sample_rows=sample,
-    )
+    order = subject.batches.ravel()
+    quality = plan_quality(subject.anchors, subject.positives, order, size, scale=subject.scale, sample_rows=sample)
     rows = min(quality.rows_used, sample // size * size)
-    of_all = [
+    return [
+        batches,
         ["Closed", f"{quality.closed:.3f} of the closable gap (random batches: 0), measured on {rows:,} rows"],
         ["Tail coverage", f"{quality.tail_coverage:.1%} of a row's 10 hardest negatives are in its batch"],
         ["Gap", f"{quality.gap:.3f} nats; bound {quality.gap_bound:.3f}"],
+        loss,
+        false_negatives,
     ]
-    return [figures[0], *of_all, *figures[1:]]
 
 
 def _notes(subject: Subject, shown: int) -> list[str]:
     notes = [f"All similarities are by {subject.model}."]
     count = len(subject.batches)
     if not subject.complete:
-        notes.append(
-            f"Measured are {count:,} of the plan's {subject.batches_in_plan:,} batches: those whose embeddings are at hand."
-        )
+        whole = subject.batches_in_plan
+        notes.append(f"Measured are {count:,} of the plan's {whole:,} batches: those whose embeddings are at hand.")
     if shown < count:
-        notes.append(
-            f"This page holds {shown:,} of {count:,} batches: the hardest, some of the middle and the easiest."
-        )
+        which = "the hardest, some of the middle and the easiest"
+        notes.append(f"This page holds {shown:,} of {count:,} batches: {which}.")
     if subject.batches.shape[1] > ROWS_A_BATCH:
         notes.append(f"Of each batch the {ROWS_A_BATCH} hardest rows are here, of {subject.batches.shape[1]:,}.")
     return notes
 
 
 def _describe_batches(subject: Subject, measures: BatchMeasures, chosen: Sequence[int]) -> list[dict[str, Any]]:
-    """The batches with their rows, texts and hardest negatives; each text is read once."""
-    described, wanted = [], []
+    """Returns batches with their rows, texts and hardest negatives; each text is read once."""
+    described: list[dict[str, Any]] = []
+    wanted: list[np.ndarray] = []
     for batch in chosen:
         members = subject.batches[batch]
         scores = products_of(subject.anchors, subject.positives, members[None])[0]
         rows, ids = _describe_rows(scores, subject.rows[members])
         number = batch if subject.numbers is None else subject.numbers[batch]
-        described.append(
-            {
-                "number": int(number),
-                "loss": plain(measures.loss[batch]),
-                "hardest": plain(measures.hardest[batch]),
-                "false_negatives": int(round(measures.false_negatives[batch] * len(members))),
-                "tainted": int(round(measures.tainted[batch] * len(members))),
-                **rows,
-            }
-        )
+        entry: dict[str, Any] = {
+            "number": int(number),
+            "loss": plain(measures.loss[batch]),
+            "hardest": plain(measures.hardest[batch]),
+        }
+        for key in ("false_negatives", "tainted"):
+            entry[key] = int(round(getattr(measures, key)[batch] * len(members)))
+        described.append({**entry, "rows": rows, "ids": ids.tolist()})
         wanted.append(ids)
     distinct = np.unique(np.concatenate(wanted))
     texts = dict(zip(distinct.tolist(), subject.read_texts(distinct), strict=True))
@@ -204,8 +158,8 @@ def _describe_batches(subject: Subject, measures: BatchMeasures, chosen: Sequenc
     return described
 
 
-def _describe_rows(scores: np.ndarray, ids: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-    """The rows of a batch that are shown, and the ids of all rows whose texts that takes, the shown ones first.
+def _describe_rows(scores: np.ndarray, ids: np.ndarray) -> tuple[list[list[Any]], np.ndarray]:
+    """Returns the rows of a batch that are shown, and the ids of all rows whose texts that takes, the shown ones first.
 
     A row is [id, own score, its probable false negatives, [[place of the negative among the texts, score], ...]].
     """
@@ -228,62 +182,52 @@ def _describe_rows(scores: np.ndarray, ids: np.ndarray) -> tuple[dict[str, Any],
         ]
         for row, near in zip(shown.tolist(), hardest, strict=True)
     ]
-    return {"rows": rows, "ids": ids[places].tolist()}, ids[places]
+    return rows, ids[places]
 
 
 def _shorten(text: str) -> str:
     return text if len(text) <= TEXT_LENGTH else text[: TEXT_LENGTH - 1] + "…"
 
 
-def _within_budget(
-    groups: Sequence[tuple[str, Sequence[int]]], described: Sequence[dict[str, Any]]
-) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The groups without what would make the page too large: of each group the same share, at least the hardest batch.
+def _within_budget(groups: Sequence[tuple[str, list[dict[str, Any]]]]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Returns the same share of each group, so that the page is not too large, but at least the hardest batch.
 
-    Of the hardest group the end is dropped, of the others what is farthest from their name.
+    The hardest group loses its end, the others what is farthest from their name.
     """
-    queue = iter(described)
-    parts = [(title, [next(queue) for _ in batches]) for title, batches in groups]
-    total = sum(_bytes_of(batch) for _, batches in parts for batch in batches)
-    share = min(1.0, SHOWN_BYTES / max(1, total))
+    share = min(1.0, SHOWN_BYTES / max(1, sum(_bytes_of(batch) for _, batches in groups for batch in batches)))
     kept = []
-    for title, batches in parts:
+    for title, batches in groups:
         count = max(int(title in ("all", "hardest")), int(share * len(batches)))
-        start = {"easiest": len(batches) - count, "middle": (len(batches) - count) // 2}.get(title, 0)
-        if title == "all" and count < len(batches):
+        if title == "all":
             # As with many batches: both ends and the middle.
-            picked = np.unique(np.linspace(0, len(batches) - 1, count).astype(int))
-            kept.append((title, [batches[place] for place in picked]))
+            places = np.unique(np.linspace(0, len(batches) - 1, count).astype(int))
+            kept.append((title, [batches[place] for place in places]))
         else:
+            start = {"easiest": len(batches) - count, "middle": (len(batches) - count) // 2}.get(title, 0)
             kept.append((title, batches[start : start + count]))
     return kept
 
 
 def _bytes_of(batch: Mapping[str, Any]) -> int:
-    """About what a batch takes in the page."""
+    """Returns about what a batch takes in the page."""
     texts = sum(len(text.encode("utf-8", "replace")) + 4 for pair in batch["texts"] for text in pair)
     return texts + 60 * len(batch["rows"])
 
 
 def _matrices(subject: Subject) -> list[dict[str, Any]]:
-    """Similarities in random batches and in the plan's, by each model: before planning and after it."""
-    size = subject.batches.shape[1]
-    width = min(size, BATCH_SIDE)
+    """Returns similarities in random batches and in the plan's, by each model."""
+    width = min(subject.batches.shape[1], BATCH_SIDE)
     count = max(1, min(len(subject.batches), len(subject.rows) // width, 16, MATRIX_SIDE // width))
     shuffled = np.random.default_rng(0).permutation(len(subject.rows))
     picked = np.linspace(0, len(subject.batches) - 1, count).astype(int)
     orders = {
-        "Before planning: random batches": np.resize(shuffled, (count, width)),
-        "The plan": subject.batches[picked, :width],
+        "Before planning: random batches": np.resize(shuffled, count * width),
+        "The plan": subject.batches[picked, :width].ravel(),
     }
-    models: dict[str, Embed] = {**subject.earlier, subject.model: lambda _: (subject.anchors, subject.positives)}
     matrices = []
-    for model, embed in models.items():
-        for title, blocks in orders.items():
-            places = blocks.ravel()
-            here = model == subject.model
-            anchors, positives = embed(subject.rows[places])
-            left, right = (array[places] if here else array for array in (anchors, positives))
-            scores = np.asarray(left, np.float32) @ np.asarray(right, np.float32).T
-            matrices.append({"title": title, "model": model, **similarity_matrix(scores, width)})
+    for model, embed in {**subject.earlier, subject.model: None}.items():
+        for title, places in orders.items():
+            sides = embed(subject.rows[places]) if embed else (subject.anchors[places], subject.positives[places])
+            left, right = (np.asarray(side, np.float32) for side in sides)
+            matrices.append({"title": title, "model": model, **similarity_matrix(left @ right.T, width)})
     return matrices

@@ -1,4 +1,4 @@
-"""The texts of rows that are shown: a file or a data set in, pairs of texts by row id out, read when they are asked for."""
+"""The corpus of a run, or a file, in, pairs of texts by row id out, read when they are needed."""
 
 from __future__ import annotations
 
@@ -12,66 +12,35 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
-from gcbs_st.rows.columns import TextColumn, read_columns
+from gcbs_st.config import ExperimentConfig
+from gcbs_st.experiments.data import load_rows
+from gcbs_st.records.run_folder import RESULTS_FILE, run_settings
+from gcbs_st.rows.columns import TextColumn, read_columns, text_columns
+from gcbs_st.rows.training_set import corpus_hash
 
 Pair = tuple[str, str]
-PLAIN_COLUMNS = (TextColumn("anchor"), TextColumn("positive"))
 
 
 @dataclass(frozen=True)
 class PairTexts:
-    """Texts by row id.
-
-    Attributes:
-        rows: n.
-        source: what they are of, for messages.
-        read: (m,) ids in [0, n) -> m pairs of anchor and positive.
-        columns: how training embeds anchors and positives.
-    """
+    """Texts by row id."""
 
     rows: int
-    source: str
-    read: Callable[[np.ndarray], list[Pair]]
-    columns: Sequence[TextColumn] = PLAIN_COLUMNS
+    source: str  # for messages
+    read: Callable[[np.ndarray], list[Pair]]  # (m,) ids in [0, rows) -> m pairs of anchor and positive
+    # How training embeds anchors and positives.
+    columns: Sequence[TextColumn] = (TextColumn("anchor"), TextColumn("positive"))
 
-    def as_dataset(self, rows: np.ndarray) -> Dataset:
-        """Returns rows as a data set with the names of the columns.
-
-        Args:
-            rows: (m,) ids.
-        """
-        pairs = self.read(rows)
-        names = [column.name for column in self.columns]
-        return Dataset.from_dict({name: [pair[i] for pair in pairs] for i, name in enumerate(names)})
-
-
-def texts_of_dataset(dataset: Dataset, columns: Sequence[TextColumn], source: str) -> PairTexts:
-    """Returns the texts of a data set.
-
-    Args:
-        dataset: n rows.
-        columns: of the anchors and the positives.
-        source: for messages.
-    """
-
-    def read(rows: np.ndarray) -> list[Pair]:
-        anchors, positives = read_columns(dataset, rows, [column.name for column in columns])
-        return [(str(anchor), str(positive)) for anchor, positive in zip(anchors, positives, strict=True)]
-
-    return PairTexts(len(dataset), source, read, columns)
+    def as_dataset(self, row_ids: np.ndarray) -> Dataset:
+        """Returns m rows as a dataset with the names of the columns."""
+        pairs = self.read(row_ids)
+        return Dataset.from_dict({column.name: [pair[i] for pair in pairs] for i, column in enumerate(self.columns)})
 
 
 def texts_of_file(file: Path) -> PairTexts:
-    """Returns the texts of JSON lines, which are checked now and kept on disk.
+    """Returns the texts of JSON lines (also .gz), objects with the strings `anchor` and `positive`, which stay on disk.
 
-    Args:
-        file: each line an object with the strings `anchor` and `positive`; also with .gz.
-
-    Returns:
-        As many rows as there are lines.
-
-    Raises:
-        ValueError: a file that cannot be read, or a line that is no such object; the message names the line.
+    Raises a ValueError that names the line if it is not such an object, or if the file cannot be read.
     """
     rows = sum(1 for _ in _pairs(file))
 
@@ -81,6 +50,38 @@ def texts_of_file(file: Path) -> PairTexts:
         return [found[row] for row in wanted.tolist()]
 
     return PairTexts(rows, str(file), read)
+
+
+def read_run_texts(folder: Path, config: ExperimentConfig, recorded: str) -> PairTexts:
+    """Returns the texts that a run was trained on, in the order that plans count them in, from its corpus.
+
+    Raises a ValueError if the corpus no longer has the `recorded` hash.
+    """
+    rows, _ = load_rows(config)
+    settings = run_settings(config)
+    # The trainer saw the rows without their groups, unless it was asked to train on them.
+    trained = rows.remove_columns("group") if "group" in rows.column_names else rows
+    if recorded not in (corpus_hash(rows), corpus_hash(trained)):
+        raise ValueError(
+            f"{folder} was trained on a corpus of hash {recorded}, but {config.corpus.source!r} is another one now "
+            f"({len(rows)} rows, hash {corpus_hash(rows)}). Train again, or give the texts of then with --texts."
+            if recorded
+            else f"{folder}/{RESULTS_FILE} is damaged: it holds no corpus_hash."
+        )
+    planned = settings.get("planner_columns")
+    planned = json.loads(planned) if isinstance(planned, str) else planned
+    columns = text_columns(
+        trained,
+        prompts=settings.get("prompts"),
+        router_mapping=settings.get("router_mapping"),
+        names=planned if planned and len(planned) == 2 else None,  # the page is of pairs
+    )
+
+    def read(row_ids: np.ndarray) -> list[Pair]:
+        anchors, positives = read_columns(trained, row_ids, [column.name for column in columns])
+        return [(str(anchor), str(positive)) for anchor, positive in zip(anchors, positives, strict=True)]
+
+    return PairTexts(len(trained), config.corpus.source, read, columns)
 
 
 def _pairs(file: Path) -> Iterator[Pair]:

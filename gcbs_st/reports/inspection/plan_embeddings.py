@@ -1,4 +1,4 @@
-"""Embeddings of the rows of a plan: a model that encodes them, or those that a checkpoint harvested; subjects out."""
+"""A plan and a model, or the embeddings that a checkpoint harvested, in, a `Subject` with embedded rows out."""
 
 from __future__ import annotations
 
@@ -16,25 +16,17 @@ from gcbs_st.embeddings.store import NEVER, read_saved_store
 from gcbs_st.reports.inspection.inspector import Embed, Subject
 from gcbs_st.reports.inspection.pair_texts import PairTexts
 
-# Rows that are encoded for a page: seconds with a static model, half a minute with a small transformer.
+# At most encoded per page: seconds with a static model, half a minute with a small transformer.
 STATIC_ROWS, TRANSFORMER_ROWS = 65_536, 4096
 _BATCH_TEXTS = 128
 
 
 def encoder(model: SentenceTransformer, texts: PairTexts) -> Embed:
-    """Returns what embeds rows as training embeds them.
+    """Returns a function from (m,) row ids to two (m, d) float32 arrays of unit rows, embedded as in training."""
 
-    Args:
-        model: any.
-        texts: of the rows.
-
-    Returns:
-        (m,) ids -> two (m, d) float32 arrays of unit rows.
-    """
-
-    def embed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        dataset = texts.as_dataset(rows)
-        anchors, positives = encode_rows(model, dataset, np.arange(len(rows)), texts.columns, batch_size=_BATCH_TEXTS)
+    def embed(row_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows, dataset = np.arange(len(row_ids)), texts.as_dataset(row_ids)
+        anchors, positives = encode_rows(model, dataset, rows, texts.columns, batch_size=_BATCH_TEXTS)
         return anchors, positives
 
     return embed
@@ -49,22 +41,10 @@ def encoded_subject(
     notes: Sequence[str],
     **described: Any,
 ) -> Subject:
-    """Returns a plan with the embeddings of its rows, or of a random sample of its batches where those are too many.
+    """Returns a plan with the embeddings of its rows, or of a random sample of its batches if those are too many.
 
-    Args:
-        encoding: the model that embeds them.
-        plan: of the rows.
-        texts: of the rows.
-        max_rows: encode so many rows at most, but at least a batch; None for 65,536 with a static model and 4,096 with
-            others.
-        notes: of the subject.
-        described: further fields of `Subject`.
-
-    Returns:
-        The subject.
-
-    Raises:
-        ValueError: texts that embed to nothing.
+    At most `max_rows` rows are encoded, but at least a batch; None is 65,536 with a static model and 4,096 with others.
+    `described` holds further fields of `Subject`.
     """
     limit = max_rows or (STATIC_ROWS if isinstance(encoding[0], StaticEmbedding) else TRANSFORMER_ROWS)
     batches = plan.order.reshape(-1, plan.batch_size)
@@ -72,20 +52,14 @@ def encoded_subject(
     if plan.order.size > limit:
         drawn = np.random.default_rng(0).choice(len(batches), max(1, limit // plan.batch_size), replace=False)
         numbers = np.sort(drawn)
-        notes = [
-            *notes,
-            f"Of {len(batches):,} batches {len(numbers):,} were drawn at random and encoded; --max-rows takes more.",
-        ]
+        note = f"Of {len(batches):,} batches {len(numbers):,} were drawn at random and encoded; --max-rows takes more."
+        notes = [*notes, note]
     rows = np.unique(batches[numbers])
     anchors, positives = encoder(encoding, texts)(rows)
     if not (useful := anchors.any(axis=1) & positives.any(axis=1)).all():
         whole = np.isin(batches[numbers], rows[useful]).all(axis=1)
-        left_out = len(numbers) - int(whole.sum())
-        notes = [
-            *notes,
-            f"{left_out:,} batches are left out: a text in them has no embedding, as a blank one has none.",
-        ]
-        numbers = numbers[whole]
+        note = f"{(~whole).sum():,} batches are left out: a text in them has no embedding, as a blank one has none."
+        numbers, notes = numbers[whole], [*notes, note]
     return Subject(
         anchors=anchors,
         positives=positives,
@@ -102,21 +76,10 @@ def encoded_subject(
 def stored_subject(
     folder: Path, step: int, plan: StoredPlan, texts: PairTexts, *, notes: Sequence[str], **described: Any
 ) -> Subject | None:
-    """Returns a plan with the embeddings that training harvested, which stay on disk.
+    """Returns a plan with the embeddings that training harvested until `step`, which stay on disk.
 
-    Args:
-        folder: of the store in a checkpoint.
-        step: of the checkpoint.
-        plan: of the rows.
-        texts: of the rows.
-        notes: of the subject.
-        described: further fields of `Subject`.
-
-    Returns:
-        The subject, of the batches whose rows were all seen; None where there is no store, or no such batch.
-
-    Raises:
-        ValueError: a store that is damaged or of another number of rows or columns.
+    Its batches are those whose rows were all seen; None if there is none, or no store in the folder. `described` holds
+    further fields of `Subject`. Raises a ValueError if the store is damaged or does not have the plan's rows.
     """
     if not folder.is_dir():
         return None

@@ -1,4 +1,4 @@
-"""How plans changed over a run: the plans that it kept and what it logged in, a table out."""
+"""The plans that a run kept and what it logged in, a table of how they changed out."""
 
 from __future__ import annotations
 
@@ -16,46 +16,34 @@ _LOGGED = {
     "gcbs/closed": "closed",
     "gcbs/gap": "gap, nats",
     "gcbs/tail_coverage": "tail coverage",
-    "gcbs/false_negatives": "false negatives a row",
+    "gcbs/false_negatives": "false negatives per row",
     "gcbs/embedding_age": "embeddings' age, steps",
     "gcbs/embed_seconds": "embedding s",
     "gcbs/plan_seconds": "planning s",
 }
-_MEASURED = ("in-batch loss, nats", "false negatives a row")
-# Batches of each plan that are measured for the table.
-_BATCHES = 256
+_BATCHES = 256  # of each plan that are measured
 
 
 def plan_table(
     plans: Sequence[StoredPlan], log_history: Sequence[Mapping[str, Any]], subject: Subject
 ) -> dict[str, Any]:
-    """Returns a table of a run's plans: as logged when they were made, and as the subject's model sees them now.
+    """Returns a table of a run's plans: as logged when they were made, and measured with the subject's embeddings.
 
-    The second makes plans comparable: what is logged is measured with the model of that step, and of random batches
-    nothing is logged.
-
-    Args:
-        plans: that the run kept, by step.
-        log_history: what the run logged.
-        subject: whose embeddings the plans are measured with.
-
-    Returns:
-        "columns" with "title" and "by" (what measured it), and "rows" of numbers, None where there is none. A column
-        without any number is left out.
+    The latter makes plans comparable: what is logged is measured with the model of that step, and of random batches
+    nothing is logged. "columns" have "title" and "by" (what measured it); "rows" hold numbers, or None. A column without
+    any number is left out.
     """
     logged = {entry["step"]: entry for entry in log_history if "gcbs/gap" in entry and "step" in entry}
     kept = {plan.step: plan for plan in plans}
     columns = [("step", ""), ("epoch", ""), *[(title, "as logged") for title in _LOGGED.values()]]
-    columns += [(title, f"by {subject.model}") for title in _MEASURED]
-    rows = [
-        [
-            step,
-            *_epoch(kept.get(step), logged.get(step)),
-            *_as_logged(logged.get(step)),
-            *_measured(kept.get(step), subject),
-        ]
-        for step in sorted({*logged, *kept})
-    ]
+    columns += [(title, f"by {subject.model}") for title in ("in-batch loss, nats", "false negatives per row")]
+    rows: list[list[float | None]] = []
+    for step in sorted({*logged, *kept}):
+        plan, entry = kept.get(step), logged.get(step, {})
+        epoch = plan.epoch if plan is not None else entry.get("epoch")
+        values = [entry.get(key) for key in _LOGGED]
+        as_logged = [plain(value) if isinstance(value, (int, float)) else None for value in values]
+        rows.append([step, None if epoch is None else int(epoch) + 1, *as_logged, *_measured(plan, subject)])
     filled = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
     return {
         "columns": [{"title": columns[i][0], "by": columns[i][1]} for i in filled],
@@ -63,19 +51,8 @@ def plan_table(
     }
 
 
-def _epoch(plan: StoredPlan | None, entry: Mapping[str, Any] | None) -> list[float | None]:
-    if plan is not None:
-        return [plan.epoch + 1]
-    return [int(entry["epoch"]) + 1 if entry is not None and "epoch" in entry else None]
-
-
-def _as_logged(entry: Mapping[str, Any] | None) -> list[float | None]:
-    values = [(entry or {}).get(key) for key in _LOGGED]
-    return [plain(value) if isinstance(value, (int, float)) else None for value in values]
-
-
 def _measured(plan: StoredPlan | None, subject: Subject) -> list[float | None]:
-    """Figures of the batches that this plan decided and whose rows all have embeddings, of a sample of them."""
+    """Measures a sample of the batches that this plan decided and whose rows all have embeddings."""
     if plan is None:
         return [None, None]
     batches = plan.order.reshape(-1, plan.batch_size)[plan.drawn :]

@@ -1,28 +1,18 @@
-"""Runs in, what belongs together out: ways of training, the random batches beside them, pairs, and doubts."""
+"""Runs in, what belongs together out: ways of training (arms), the random batches to compare with, pairs, caveats."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gcbs_st.records.run_folder import RunRecord, Runs, is_number
+from gcbs_st.records.run_folder import RunRecord, Runs
 
-Arms = dict[str, list[RunRecord]]  # label -> its runs, a seed each
-_REFERENCE = "random"
+Arms = dict[str, list[RunRecord]]  # label -> one run per seed
 
 
 def group_arms(runs: Sequence[RunRecord]) -> Arms:
-    """Returns the runs by what they are called in the report.
-
-    Args:
-        runs: in the order in which they are shown.
-
-    Returns:
-        Label -> runs of one name in one experiment. The label is that name, with as much of the experiment's path
-        before it as tells experiments apart.
-    """
+    """Returns the runs by label: their name, after as much of the experiment's path as tells experiments apart."""
     experiments = list(dict.fromkeys(run.experiment for run in runs))
     arms: Arms = {}
     for run in runs:
@@ -32,15 +22,10 @@ def group_arms(runs: Sequence[RunRecord]) -> Arms:
 
 
 def short_path(path: Path, paths: Sequence[Path]) -> str:
-    """Returns the last parts of a path, as many as no other has.
+    """Returns the last parts of one of the paths, as many as no other path ends with.
 
-    Args:
-        path: one of the paths.
-        paths: all of them.
-
-    Example:
-        >>> short_path(Path("a/x"), [Path("a/x"), Path("b/x"), Path("c")])
-        'a/x'
+    >>> short_path(Path("a/x"), [Path("a/x"), Path("b/x"), Path("c")])
+    'a/x'
     """
     for length in range(1, len(path.parts) + 1):
         tail = path.parts[-length:]
@@ -50,49 +35,29 @@ def short_path(path: Path, paths: Sequence[Path]) -> str:
 
 
 def find_reference(arm: str, arms: Arms) -> str | None:
-    """Returns the random batches that an arm is compared with.
+    """Returns the label of the random batches that an arm is compared with, None if there are none but the arm itself.
 
-    Args:
-        arm: its label.
-        arms: all of them.
-
-    Returns:
-        The label of the arm named random of the same experiment, or of the only one there whose planner is random;
-        None where there is none, or the arm is it itself.
+    They are the arm named random of the same experiment, or the only one there whose planner is random.
     """
     experiment = arms[arm][0].experiment
     beside = [label for label, runs in arms.items() if runs[0].experiment == experiment]
-    named = [label for label in beside if arms[label][0].name == _REFERENCE]
+    named = [label for label in beside if arms[label][0].name == "random"]
     random = [label for label in beside if flat_config(arms[label][0]).get("train.planner") == "random"]
     found = named or (random if len(random) == 1 else [])
     return found[0] if found and found[0] != arm else None
 
 
 def pairs_of(arm: Sequence[RunRecord], reference: Sequence[RunRecord]) -> list[tuple[RunRecord, RunRecord]]:
-    """Returns the runs of an arm with those of the reference that they can be compared with.
-
-    Args:
-        arm: its runs.
-        reference: the other's.
-
-    Returns:
-        Pairs of the same seed and the same training rows, each run once.
-    """
+    """Returns pairs of runs of an arm and of its reference with the same seed and training rows, each run once."""
     others = {(run.seed, run.record["corpus_hash"]): run for run in reference}
     keys = {(run.seed, run.record["corpus_hash"]): run for run in arm}
     return [(run, others[key]) for key, run in keys.items() if key in others]
 
 
 def notes_on(arms: Arms, references: Mapping[str, str | None], runs: Runs) -> list[str]:
-    """Returns what makes the figures less than they seem, a sentence each.
-
-    Args:
-        arms: label -> runs.
-        references: label -> what it is compared with.
-        runs: that they come from.
-    """
+    """Returns what the reader should beware of, in one sentence each; `references` maps arms to their references."""
     notes = [note for arm, other in references.items() if other for note in _pairing_notes(arm, other, arms)]
-    notes += [note for label in arms for note in _seed_notes(label, arms[label])]
+    notes += [note for label, of_arm in arms.items() for note in _seed_notes(label, of_arm)]
     if len({frozenset(run.seed for run in of_arm) for of_arm in arms.values()}) > 1:
         notes.append("Not all have the same seeds: compare them by their differences, not by their means.")
     if len({run.record["corpus_hash"] for run in runs.runs}) > 1:
@@ -113,10 +78,8 @@ def notes_on(arms: Arms, references: Mapping[str, str | None], runs: Runs) -> li
 def _pairing_notes(arm: str, reference: str, arms: Arms) -> list[str]:
     pairs, own = pairs_of(arms[arm], arms[reference]), len(arms[arm])
     notes = []
-    if len(pairs) < own:
-        notes.append(
-            f"{arm}: {own - len(pairs)} of {own} runs have no run of {reference} with the same seed and rows."
-        )
+    if lone := own - len(pairs):
+        notes.append(f"{arm}: {lone} of {own} runs have no run of {reference} with the same seed and rows.")
     if unlike := [run.seed for run, other in pairs if run.record["steps"] != other.record["steps"]]:
         notes.append(f"{arm}: other numbers of steps than {reference} with the seeds {_listed(unlike)}.")
     return notes
@@ -136,27 +99,17 @@ def _listed(values: Iterable[Any]) -> str:
 
 
 def flat_config(run: RunRecord) -> dict[str, str]:
-    """Returns what a run was configured with, a line a key, as text.
+    """Returns what a run was configured with, dotted key -> value as text.
 
-    Args:
-        run: of which the entry in `runs` or `arms` goes over `train` and the blocks that it names.
-
-    Returns:
-        Key with dots -> value; where the folder lies is no part of it, nor is the seed, which tells runs of one
-        name apart.
+    The run's entry in `runs` or `arms` overrides `train` and the blocks that it names. Left out are the output folder,
+    and the seed, which tells the runs of one name apart.
     """
     blocks = {key: value for key, value in run.config.items() if key not in ("output", "runs", "arms")}
-    entry = _entry(run.config, "runs", run)
-    arm = _entry(run.config, "arms", run)
-    arm_blocks = {key: value for key, value in arm.items() if key != "train"}
+    entry, arm = (_mapping(_mapping(run.config.get(block)).get(run.name)) for block in ("runs", "arms"))
     train = {**_mapping(blocks.get("train")), **_mapping(arm.get("train")), **entry}
-    flat = _flatten({**blocks, **{key: value for key, value in arm_blocks.items() if value}, "train": train})
+    flat = _flatten({**blocks, **{key: value for key, value in arm.items() if value}, "train": train})
     flat.pop("train.seed", None)
     return flat
-
-
-def _entry(config: Mapping[str, Any], block: str, run: RunRecord) -> Mapping[str, Any]:
-    return _mapping(_mapping(config.get(block)).get(run.name))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -167,16 +120,8 @@ def _flatten(block: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in block.items():
         name = f"{prefix}{key}"
-        # Null is what a key has that was not given, or that an earlier version did not know.
-        found = {} if value is None else {name: str(value)}
-        flat |= _flatten(value, f"{name}.") if isinstance(value, dict) else found
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{name}.")
+        elif value is not None:  # null: not given, or unknown to an earlier version
+            flat[name] = str(value)
     return flat
-
-
-def finite(value: Any) -> float | None:
-    """Returns a number as it is, None for what is none or not finite.
-
-    Args:
-        value: of a record.
-    """
-    return float(value) if is_number(value) and math.isfinite(value) else None

@@ -1,37 +1,29 @@
-"""Records of runs in, the content of a report out: tables, charts, and what the reader should beware of.
+"""Records of runs in, the content of a report out: tables, charts, caveats.
 
 Nothing is measured here: every figure comes from the records and logs that the runs left.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gcbs_st.records.run_folder import RunRecord, Runs, is_number
+from gcbs_st.records.statistics import is_score, paired_difference
+from gcbs_st.records.tables import difference_words, experiment_rows, has_mean, score_title
 from gcbs_st.reports.charts.charts import charts_of_runs, run_charts
 from gcbs_st.reports.charts.pictures import difference_chart
-from gcbs_st.records.tables import difference_words, experiment_rows, has_mean, score_title
-from gcbs_st.reports.runs.run_groups import Arms, find_reference, group_arms, notes_on, pairs_of, short_path
-from gcbs_st.records.run_folder import RunRecord, Runs
-from gcbs_st.reports.runs.run_groups import finite, flat_config
-from gcbs_st.records.statistics import is_score, paired_difference
+from gcbs_st.reports.runs.run_groups import Arms, find_reference, flat_config, group_arms, notes_on, pairs_of, short_path
 
 Differences = dict[str, dict[str, dict[str, Any]]]
-_REFERENCE = "random batches"
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts.
-
-    Attributes:
-        title: of the section that it stands in.
-        note: what a reader needs to know to read it.
-        header: titles of the columns.
-        rows: as many texts each; the first names the row.
-    """
+    """A section of a report; the first text of each row names the row."""
 
     title: str
     note: str
@@ -41,47 +33,24 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says.
-
-    Attributes:
-        title: in one line.
-        notes: what the reader should beware of.
-        results: scores, differences and seconds.
-        charts: title -> PNG.
-        origins: configurations and where the figures come from.
-    """
+    """What a report says."""
 
     title: str
-    notes: Sequence[str]
-    results: Sequence[Table]
-    charts: Mapping[str, bytes]
-    origins: Sequence[Table]
+    notes: Sequence[str]  # what the reader should beware of
+    results: Sequence[Table]  # scores, differences and seconds
+    charts: Mapping[str, bytes]  # title -> PNG
+    origins: Sequence[Table]  # configurations and where the figures come from
 
 
 def make_report(runs: Runs, *, with_charts: bool = True) -> Report:
-    """Returns the report over runs.
-
-    Args:
-        runs: what `gcbs_st.records.run_folder.read_runs` returns, at least one run.
-        with_charts: draw them; needs matplotlib.
-
-    Returns:
-        The content, to be written by `gcbs_st.reports.runs.page`.
-
-    Raises:
-        ImportError: charts are wanted and matplotlib is not installed.
-    """
+    """Returns the report on one or more runs, for `gcbs_st.reports.runs.page` to write. Charts need matplotlib."""
     arms = group_arms(runs.runs)
     references = {arm: find_reference(arm, arms) for arm in arms}
     differences = _differences(arms, references)
-    results = [
-        _scores(arms, runs, _summary_of),
-        _scores(arms, runs, _tasks_of),
-        _difference_table(differences),
-        _seconds(arms, references),
-    ]
+    records = _records(arms, runs)
+    results = [_scores(records, arms), _task_scores(records, arms), _difference_table(differences), _seconds(arms, references)]
     return Report(
-        title=f"{_count(len(arms), 'way', 'ways')} of training, {_count(len(runs.runs), 'run', 'runs')}",
+        title=f"{len(arms)} way{'s' * (len(arms) > 1)} of training, {len(runs.runs)} run{'s' * (len(runs.runs) > 1)}",
         notes=notes_on(arms, references, runs),
         results=[table for table in results if len(table.header) > 1 and table.rows],
         charts=_charts(arms, differences) if with_charts else {},
@@ -89,67 +58,69 @@ def make_report(runs: Runs, *, with_charts: bool = True) -> Report:
     )
 
 
-def _mean_record(runs: Sequence[RunRecord]) -> dict[str, Any]:
-    """The numbers that all runs of an arm have, averaged; not finite where one is not."""
-    numbers = [key for key, value in runs[0].record.items() if isinstance(value, (int, float))]
-    shared = [key for key in numbers if all(isinstance(run.record.get(key), (int, float)) for run in runs)]
-    means: dict[str, Any] = {key: statistics.fmean(run.record[key] for run in runs) for key in shared}
-    return {**means, "steps": round(means["steps"])}
+def _finite(value: Any) -> float | None:
+    return float(value) if is_number(value) and math.isfinite(value) else None
 
 
-def _summary_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {key: value for key, value in record.items() if not key.startswith("seconds")}
-
-
-def _tasks_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {key: value for key, value in record.items() if is_score(key) and score_title(key) == key}
-
-
-def _scores(arms: Arms, runs: Runs, choose: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Table:
-    """The scores that have a column of their own everywhere, or those of the single tasks."""
-    experiments = {run.experiment for run in runs.runs}
-    records: dict[str, Mapping[str, Any]] = {}
+def _records(arms: Arms, runs: Runs) -> dict[str, dict[str, Any]]:
+    """Returns the scores before training, and for each arm the means of the numbers that all its runs have."""
+    experiments = list({run.experiment for run in runs.runs})
+    records: dict[str, dict[str, Any]] = {}
     for folder, scores in runs.before.items():
         if folder in experiments:
-            alone = len(experiments) == 1
-            records["before" if alone else f"{short_path(folder, list(experiments))}: before training"] = scores
-    seeds = {label: len(of_arm) for label, of_arm in arms.items()}
-    records |= {label: _mean_record(of_arm) for label, of_arm in arms.items()}
-    if choose is _summary_of:
-        header, rows = experiment_rows({label: choose(record) for label, record in records.items()})
-        title, note = "Scores", "Scores x 100, the higher the better; hard batches have a higher training loss"
-    else:
-        tasks = list(dict.fromkeys(key for record in records.values() for key in choose(record)))
-        header = ["batches", *tasks]
-        cells = {label: [finite(record.get(task)) for task in tasks] for label, record in records.items()}
-        rows = [
-            ["before training" if label == "before" else label, *["" if v is None else f"{v:.2f}" for v in row]]
-            for label, row in cells.items()
-        ]
-        title, note = "Scores of single tasks", "Scores x 100, the higher the better"
-    if max(seeds.values()) > 1:
+            prefix = "" if len(experiments) == 1 else f"{short_path(folder, experiments)}: "
+            records[f"{prefix}before training"] = dict(scores)
+    for label, of_arm in arms.items():
+        found = [run.record for run in of_arm]
+        shared = [key for key in found[0] if all(isinstance(record.get(key), (int, float)) for record in found)]
+        means: dict[str, Any] = {key: statistics.fmean(record[key] for record in found) for key in shared}
+        records[label] = {**means, "steps": round(means["steps"])}
+    return records
+
+
+def _scores(records: Mapping[str, Mapping[str, Any]], arms: Arms) -> Table:
+    """Returns the scores that have a column of their own everywhere."""
+    shown = {label: {key: of[key] for key in of if not key.startswith("seconds")} for label, of in records.items()}
+    note = "Scores x 100, the higher the better; hard batches have a higher training loss"
+    return _with_seeds("Scores", note, *experiment_rows(shown), arms)
+
+
+def _task_scores(records: Mapping[str, Mapping[str, Any]], arms: Arms) -> Table:
+    """Returns the scores of the tasks that have no column in `_scores`."""
+    keys = dict.fromkeys(key for record in records.values() for key in record)
+    tasks = [key for key in keys if is_score(key) and score_title(key) == key]
+    rows = []
+    for label, record in records.items():
+        values = [_finite(record.get(task)) for task in tasks]
+        rows.append([label, *["" if value is None else f"{value:.2f}" for value in values]])
+    note = "Scores x 100, the higher the better"
+    return _with_seeds("Scores of single tasks", note, ["batches", *tasks], rows, arms)
+
+
+def _with_seeds(title: str, note: str, header: Sequence[str], rows: Sequence[Sequence[str]], arms: Arms) -> Table:
+    """Returns a table of scores, with the numbers of seeds if an arm has several."""
+    if max(map(len, arms.values())) > 1:
         note += "; means over the seeds"
-        rows = [[row[0], str(seeds.get(label, "")), *row[1:]] for label, row in zip(records, rows, strict=True)]
+        rows = [[row[0], str(len(arms[row[0]])) if row[0] in arms else "", *row[1:]] for row in rows]
         header = [header[0], "seeds", *header[1:]] if len(header) > 1 else header
     return Table(title, f"{note}.", header, rows)
 
 
 def _differences(arms: Arms, references: Mapping[str, str | None]) -> Differences:
-    """Paired differences of all scores to random batches: arm -> score -> difference."""
+    """Returns paired differences of all scores to random batches: arm -> score -> difference."""
     found: Differences = {}
     for arm, reference in references.items():
         pairs = pairs_of(arms[arm], arms[reference]) if reference else []
         for name in pairs[0][0].record if pairs else ():
-            values = [[finite(run.record.get(name)) for run in side] for side in zip(*pairs, strict=True)]
+            values = [[_finite(run.record.get(name)) for run in side] for side in zip(*pairs, strict=True)]
             shown = is_score(name) and (name != "avg" or has_mean(pairs[0][0].record))
             if shown and None not in [*values[0], *values[1]]:
-                difference = paired_difference(*values)  # type: ignore[arg-type] # None was looked for
-                found.setdefault(arm, {})[name] = difference
+                found.setdefault(arm, {})[name] = paired_difference(*values)  # type: ignore[arg-type] # no None here
     return found
 
 
 def _difference_table(found: Differences) -> Table:
-    """The differences as text, a row a score: so the table stays narrow."""
+    """Returns the differences as text, one row per score, so that the table stays narrow."""
     names = list(dict.fromkeys(name for scores in found.values() for name in scores))
     order = sorted(names, key=lambda name: (name != "avg", not name.endswith(("-dev", "-dev_mrr"))))
     rows = [[score_title(name), *[difference_words(of.get(name)) for of in found.values()]] for name in order]
@@ -169,16 +140,12 @@ def _seconds(arms: Arms, references: Mapping[str, str | None]) -> Table:
         "seconds_mining": "mining",
     }
     records = {label: [run.record for run in runs] for label, runs in arms.items()}
-    used = [key for key in columns if any(finite(record.get(key)) for of in records.values() for record in of)]
+    used = [key for key in columns if any(_finite(record.get(key)) for of in records.values() for record in of)]
     rows = []
     for label, of_arm in records.items():
-        values = [[v for record in of_arm if (v := finite(record.get(key))) is not None] for key in used]
-        reference = references[label]
-        ratios = [
-            _whole(run) / _whole(other)
-            for run, other in (pairs_of(arms[label], arms[reference]) if reference else [])
-            if _whole(other)
-        ]
+        values = [[v for record in of_arm if (v := _finite(record.get(key))) is not None] for key in used]
+        pairs = pairs_of(arms[label], arms[reference]) if (reference := references[label]) else []
+        ratios = [_whole(run) / _whole(other) for run, other in pairs if _whole(other)]
         cells = [f"{statistics.median(v):.1f}" if v else "" for v in values]
         rows.append([label, *cells, f"x {statistics.median(ratios):.2f}" if ratios else ""])
     note = "Medians over the seeds. Times of other machines, or of one that was busy, cannot be compared."
@@ -186,8 +153,8 @@ def _seconds(arms: Arms, references: Mapping[str, str | None]) -> Table:
 
 
 def _whole(run: RunRecord) -> float:
-    """Seconds of a run in all; mining comes before the training."""
-    return finite(run.record.get("seconds_total")) or finite(run.record["seconds_training"]) or 0.0
+    """Returns the seconds of a run in all; mining comes before the training."""
+    return _finite(run.record.get("seconds_total")) or _finite(run.record["seconds_training"]) or 0.0
 
 
 def _charts(arms: Arms, differences: Differences) -> dict[str, bytes]:
@@ -195,23 +162,22 @@ def _charts(arms: Arms, differences: Differences) -> dict[str, bytes]:
     (first, *others) = arms.values()
     if not others and len(first) == 1:
         return run_charts(first[0].log, steps)
-    charts = {"Paired differences": difference_chart(differences, _REFERENCE)} if differences else {}
+    charts = {"Paired differences": difference_chart(differences, "random batches")} if differences else {}
     return charts | charts_of_runs({label: [run.log for run in runs] for label, runs in arms.items()}, steps)
 
 
 def _settings(arms: Arms) -> Table:
-    """The keys of the configuration in which the arms differ."""
+    """Returns the keys of the configuration in which the arms differ."""
     configs = {label: flat_config(runs[0]) for label, runs in arms.items()}
     keys = list(dict.fromkeys(key for config in configs.values() for key in config))
     different = [key for key in keys if len({config.get(key) for config in configs.values()}) > 1]
     rows = [[key, *[config.get(key, "–") for config in configs.values()]] for key in different]
-    return Table(
-        "What the runs differ in", "All other keys of their configurations are equal.", ["key", *configs], rows
-    )
+    note = "All other keys of their configurations are equal."
+    return Table("What the runs differ in", note, ["key", *configs], rows)
 
 
 def _origins(arms: Arms) -> Table:
-    """Commit, data and versions; where they differ, which runs have which."""
+    """Returns commit, data and versions; where they differ, which runs have which."""
     values: dict[str, dict[str, list[str]]] = {}
     for label, runs in arms.items():
         for run in runs:
@@ -234,9 +200,5 @@ def _origins(arms: Arms) -> Table:
 
 
 def _folders(arms: Arms) -> Table:
-    rows = [[label, str(run.seed), str(run.record["steps"]), str(run.folder)] for label, runs in arms.items() for run in runs]  # fmt: skip
-    return Table("Runs", "", ["batches", "seed", "steps", "folder"], rows)
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+    runs = [(label, run.seed, run.record["steps"], run.folder) for label, of_arm in arms.items() for run in of_arm]
+    return Table("Runs", "", ["batches", "seed", "steps", "folder"], [list(map(str, row)) for row in runs])

@@ -77,8 +77,8 @@ const plans = content.plans && content.plans.rows.length ? content.plans : null;
 show("plans", plans !== null);
 if (plans) {
   const table = byId("plan-table");
-  const caption = "One line a plan. The highlighted one is the plan of this page.";
-  table.append(make("caption", "", plans.rows.some((row) => row[0] === content.step) ? caption : "One line a plan."));
+  const caption = "One line per plan. The highlighted one is the plan of this page.";
+  table.append(make("caption", "", plans.rows.some((row) => row[0] === content.step) ? caption : "One line per plan."));
   const head = make("tr");
   for (const column of plans.columns) {
     const cell = make("th", "number", column.title);

@@ -1,23 +1,17 @@
 #!/usr/bin/env python3
-"""Time planners, in pairs with plain GCBS and with sentence-transformers' mining of one hard negative a row.
+"""Time planners, in pairs with plain GCBS and with sentence-transformers' mining of one hard negative per row.
 
-Goes in: embeddings, names of planners. Comes out: seconds, peak memory and what each plan closes of the gap, as
-JSON and as a Markdown table. Each measurement has a process of its own, so that its peak memory is its own; a
-small plan beforehand takes the compile time out of the seconds, and is reported apart.
+Goes in: embeddings, names of planners. Comes out: seconds, peak memory and what each plan closes of the gap. Each
+measurement has a process of its own, so that its peak memory is its own; a small plan beforehand takes the compile
+time out of the seconds, and is reported apart.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
-import os
-import platform
-import re
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,51 +20,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import describe_machine, parse, peak_bytes, run, run_fresh
 
-from gcbs_st.files import write_text
-from gcbs_st.records.provenance import commit_of_checkout, version_of
+from gcbs_st.commands.plan import parse_option
+from gcbs_st.commands.shell import make_parser, tell
+from gcbs_st.records.tables import markdown_table
 
-EXAMPLE = """examples:
-  python scripts/benchmark_planners.py --anchors A.npy --positives P.npy --planner bisect --planner best --planner best,effort=4
-  python scripts/benchmark_planners.py --rows 10000 --rows 100000 --rows 1000000 --planner bisect --no-baselines --json bench.json
+PROGRAM = "python scripts/benchmarks/planners.py"
+EXAMPLE = """
+{program} --anchors A.npy --positives P.npy --planner bisect --planner best --planner best,effort=4
+{program} --rows 10000 --rows 100000 --rows 1000000 --planner bisect --no-baselines --json bench.json
 """
 BASELINES = ("reference", "mine_hard_negatives")
 _WARM_ROWS, _WARM_BATCH = 1200, 16
 _CHUNK_ROWS = 2048
 # Twice as many rows as in the files are as many different rows: what is drawn again is moved by this much.
 _NOISE = 0.3
+_COLUMNS = {
+    "method": "method", "n": "n", "batch_size": "B", "seconds": "seconds", "times_reference": "x reference",
+    "peak_bytes": "peak GB", "closed": "closed", "tail_coverage": "tail coverage",
+    "false_negatives": "false negatives", "compile_seconds": "compile s",
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: Arguments; None takes those of the process.
-
-    Returns:
-        0 on success, 2 on a user's mistake, which is explained in one line on stderr.
-    """
+    """Runs the command line; returns the exit code, see `gcbs_st.commands.shell`."""
     arguments = parse_arguments(argv)
-    if arguments.job:
-        print(json.dumps(run_job(json.loads(arguments.job))))
-        return 0
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            # Written after each round: a run that is cut short keeps what it measured.
-            for report in run_benchmark(arguments, Path(folder)):
-                write_report(report, arguments)
-    except (ValueError, OSError) as error:
-        print(f"benchmark_planners.py: {error}", file=sys.stderr)
-        return 2
-    print(make_table(report))
-    return 0
+    return run(PROGRAM, arguments, lambda: run_benchmark(arguments), lambda: run_job(arguments.job))
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the parsed command line; argparse itself exits with code 2 on a mistake."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Returns the parsed command line; argparse itself exits with code 2 on a mistake."""
+    parser = make_parser(PROGRAM, __doc__, EXAMPLE)
     parser.add_argument("--anchors", help="(n, d) .npy, unit rows; without, seeded random clusters of 384 dimensions")
     parser.add_argument("--positives", help="(n, d) .npy; row i is the positive of anchor i")
     parser.add_argument(
@@ -85,10 +66,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--reference", metavar="FILE", help="take reference_order() from this file")
     parser.add_argument("--no-baselines", action="store_true", help="time no reference and no mining")
     parser.add_argument("--sample-rows", type=int, default=4096, help="to judge plans on; 0 for not (default: 4096)")
-    parser.add_argument("--json", metavar="FILE", help="write all measurements here")
-    parser.add_argument("--markdown", metavar="FILE", help="write the table here")
-    parser.add_argument("--job", help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     arguments.planner = arguments.planner or ["bisect", "best"]
     arguments.batch_size = arguments.batch_size or [64]
     if (arguments.anchors is None) != (arguments.positives is None):
@@ -101,54 +79,40 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 # ------------------------------------------------------------------ all measurements
 
 
-def run_benchmark(arguments: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the report after each round of measurements: machine, versions, and a record a method.
-
-    Args:
-        arguments: Of the command line.
-        folder: Where resampled rows are written.
-
-    Yields:
-        What goes into the JSON, with all that was measured so far.
-
-    Raises:
-        ValueError: a measurement failed; its message.
-    """
+def run_benchmark(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yields report and table after each round of measurements, with all that was measured so far."""
     results: list[dict[str, Any]] = []
-    for rows in arguments.rows or [None]:
-        files = write_rows(arguments, rows, folder)
-        n, d = np.load(files[0], mmap_mode="r").shape
-        for batch_size in arguments.batch_size:
-            # Mining takes minutes and knows no batches: once for each number of rows is enough.
-            baselines = (
-                () if arguments.no_baselines else BASELINES[: 1 if batch_size != arguments.batch_size[0] else 2]
-            )
-            methods = [*baselines, *arguments.planner]
-            measured: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
-            # Round by round, so that what else the machine does falls on all methods alike.
-            for run in range(arguments.runs):
-                for method in methods:
-                    job = {"method": method, "files": files, "batch_size": batch_size, "seed": arguments.seed + run}
-                    job |= {"reference": arguments.reference, "sample_rows": arguments.sample_rows}
-                    measured[method].append(measure(job))
-                    seconds = measured[method][-1]["seconds"]
-                    print(f"B={batch_size} run {run + 1}: {method} {seconds:.2f} s", file=sys.stderr, flush=True)
-                setting = {"n": n, "d": d, "batch_size": batch_size}
-                so_far = [*results, *[setting | summarize(method, measured) for method in methods]]
-                yield {**describe_machine(), "seed": arguments.seed, "runs": arguments.runs, "results": so_far,
-                       "exponents": fit_exponents(so_far)}  # fmt: skip
-            results = so_far
+    given = {"seed": arguments.seed, "runs": arguments.runs}
+    with tempfile.TemporaryDirectory() as folder:
+        for rows in arguments.rows or [None]:
+            files = write_rows(arguments, rows, Path(folder))
+            for batch_size in arguments.batch_size:
+                for so_far in measure_setting(arguments, files, batch_size):
+                    both = [*results, *so_far]
+                    report = {**given, "results": both, "exponents": fit_exponents(both)}
+                    yield report, make_table(report)
+                results += so_far
 
 
-def write_report(report: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Write the JSON and the table where the command line asks for them."""
-    for path, text in ((arguments.json, json.dumps(report, indent=2)), (arguments.markdown, make_table(report))):
-        if path:
-            write_text(Path(path), text + "\n")
+def measure_setting(
+    arguments: argparse.Namespace, files: list[str], batch_size: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Yields a record for each method after each round of measurements of one batch size."""
+    n, d = np.load(files[0], mmap_mode="r").shape
+    # Mining takes minutes and knows no batches: once for each number of rows is enough.
+    baselines = () if arguments.no_baselines else BASELINES[: 1 if batch_size != arguments.batch_size[0] else 2]
+    measured: dict[str, list[dict[str, Any]]] = {method: [] for method in [*baselines, *arguments.planner]}
+    # Round by round, so that what else the machine does falls on all methods alike.
+    for number in range(arguments.runs):
+        for method, records in measured.items():
+            job = {"method": method, "files": files, "batch_size": batch_size, "seed": arguments.seed + number}
+            records.append(measure(job | {"reference": arguments.reference, "sample_rows": arguments.sample_rows}))
+            tell(f"B={batch_size} run {number + 1}: {method} {records[-1]['seconds']:.2f} s")
+        yield [{"n": n, "d": d, "batch_size": batch_size, **summarize(method, measured)} for method in measured]
 
 
 def write_rows(arguments: argparse.Namespace, rows: int | None, folder: Path) -> list[str]:
-    """Return two .npy files with as many rows as wanted: the given ones, part of them, or drawn again with noise."""
+    """Returns two .npy files with as many rows as wanted: the given ones, part of them, or drawn again with noise."""
     if arguments.anchors is None:
         rng = np.random.default_rng(arguments.seed)
         centers = rng.normal(size=(200, 384))
@@ -176,27 +140,12 @@ def write_rows(arguments: argparse.Namespace, rows: int | None, folder: Path) ->
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Return what one measurement in a process of its own found.
-
-    Args:
-        job: Method, files, batch size, seed.
-
-    Returns:
-        Seconds, compile seconds, peak bytes, and the plan's quality where there is one.
-
-    Raises:
-        ValueError: the process failed.
-    """
-    done = subprocess.run(
-        [sys.executable, __file__, "--job", json.dumps(job)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise ValueError(f"{job['method']}: {done.stderr.strip().splitlines()[-1] if done.stderr else 'killed'}")
-    return json.loads(done.stdout.splitlines()[-1])
+    """Returns what `run_job` finds in a process of its own."""
+    return run_fresh(job["method"], [sys.executable, __file__, "--job", json.dumps(job)])[0]
 
 
 def summarize(method: str, measured: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Return the medians of a method's runs, its time against the reference run by run, and the runs themselves."""
+    """Returns the medians of a method's runs, its time against the reference run by run, and the runs themselves."""
     runs = measured[method]
     medians = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     record = {"method": method, **medians, "every_run": runs}
@@ -207,7 +156,7 @@ def summarize(method: str, measured: dict[str, list[dict[str, Any]]]) -> dict[st
 
 
 def fit_exponents(results: list[dict[str, Any]]) -> dict[str, float]:
-    """Return for each method measured at several n the slope of log seconds over log n, at its first batch size."""
+    """Returns for each method measured at several n the slope of log seconds over log n, at its first batch size."""
     exponents = {}
     for method in dict.fromkeys(result["method"] for result in results):
         points = {r["n"]: r["seconds"] for r in reversed(results) if r["method"] == method}
@@ -217,43 +166,24 @@ def fit_exponents(results: list[dict[str, Any]]) -> dict[str, float]:
     return exponents
 
 
-def describe_machine() -> dict[str, Any]:
-    """Return machine, versions and commit."""
-    packages = ("gcbs_st", "numpy", "scipy", "numba", "faiss-cpu", "pymetis", "sentence-transformers")
-    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else None
-    return {
-        "machine": found.group(1) if found else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "versions": {package: version_of(package) for package in packages},
-        "commit": commit_of_checkout(),
-    }
-
-
 def make_table(report: dict[str, Any]) -> str:
-    """Return the report as a Markdown table."""
-    columns = {
-        "method": "method", "n": "n", "batch_size": "B", "seconds": "seconds", "times_reference": "x reference",
-        "peak_bytes": "peak GB", "closed": "closed", "tail_coverage": "tail coverage",
-        "false_negatives": "false negatives", "compile_seconds": "compile s",
-    }  # fmt: skip
-    lines = [f"| {' | '.join(columns.values())} |", f"|{'---|' * len(columns)}"]
+    """Returns the report as a Markdown table."""
+    lines = []
     for result in report["results"]:
-        row = {key: value / 2**30 if key == "peak_bytes" else value for key, value in result.items()}
-        cells = [row.get(key, "") for key in columns]
-        lines.append(f"| {' | '.join(f'{c:.3f}' if isinstance(c, float) else str(c) for c in cells)} |")
-    lines += ["", f"Medians of {report['runs']} runs; {report['cores']} cores; commit {report['commit']}."]
-    lines += [
-        f"Seconds of {method} grow with n to the power of {slope}." for method, slope in report["exponents"].items()
-    ]
-    return "\n".join(lines)
+        row = result | {"peak_bytes": result["peak_bytes"] / 2**30}
+        cells = [row.get(key, "") for key in _COLUMNS]
+        lines.append([f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells])
+    machine = describe_machine()
+    notes = [f"\nMedians of {report['runs']} runs; {machine['cores']} cores; commit {machine['commit']}."]
+    notes += [f"Seconds of {name} grow with n to the power of {slope}." for name, slope in report["exponents"].items()]
+    return "\n".join([markdown_table(list(_COLUMNS.values()), lines), *notes])
 
 
 # ------------------------------------------------------------------ one measurement
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Return seconds, compile seconds, peak bytes and quality of one method."""
+    """Returns seconds, compile seconds, peak bytes and, where there is a plan, quality of one method."""
     from gcbs_st.planners.quality import plan_quality
 
     anchors, positives = (np.load(path, mmap_mode="r") for path in job["files"])
@@ -261,16 +191,16 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         # The baselines have no chunked reading of their own.
         anchors, positives = (np.asarray(array, dtype=np.float32) for array in (anchors, positives))
     method = load_method(job["method"], job["reference"])
-    began = time.perf_counter()
-    method(np.asarray(anchors[:_WARM_ROWS]), np.asarray(positives[:_WARM_ROWS]), _WARM_BATCH, job["seed"])
-    warm = time.perf_counter()
-    method(np.asarray(anchors[:_WARM_ROWS]), np.asarray(positives[:_WARM_ROWS]), _WARM_BATCH, job["seed"])
-    record = {"compile_seconds": max(0.0, 2 * warm - began - time.perf_counter())}
-    began = time.perf_counter()
-    order = method(anchors, positives, job["batch_size"], job["seed"])
-    record["seconds"] = time.perf_counter() - began
-    unit = 1 if sys.platform == "darwin" else 1024
-    record["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def seconds_of(count: int | None, batch_size: int) -> tuple[float, np.ndarray | None]:
+        sides = (anchors, positives) if count is None else (np.asarray(anchors[:count]), np.asarray(positives[:count]))
+        began = time.perf_counter()
+        order = method(*sides, batch_size, job["seed"])
+        return time.perf_counter() - began, order
+
+    first, again = (seconds_of(_WARM_ROWS, _WARM_BATCH)[0] for _ in range(2))
+    seconds, order = seconds_of(None, job["batch_size"])
+    record = {"compile_seconds": max(0.0, first - again), "seconds": seconds, "peak_bytes": peak_bytes()}
     if order is not None and job["sample_rows"]:
         quality = plan_quality(anchors, positives, order, job["batch_size"], sample_rows=job["sample_rows"])
         record |= {key: getattr(quality, key) for key in ("closed", "tail_coverage", "false_negatives")}
@@ -278,7 +208,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_method(name: str, reference: str | None) -> Callable[[np.ndarray, np.ndarray, int, int], np.ndarray | None]:
-    """Return a function of anchors, positives, batch size and seed that gives the order, or None for no plan."""
+    """Returns a function of anchors, positives, batch size and seed that gives the order, or None for no plan."""
     if name == "reference":
         find = reference_order
         if reference:
@@ -289,8 +219,6 @@ def load_method(name: str, reference: str | None) -> Callable[[np.ndarray, np.nd
         return lambda anchors, positives, batch_size, seed: find(anchors, positives)
     if name == "mine_hard_negatives":
         return lambda anchors, positives, batch_size, seed: mine(anchors, positives)
-    from plan_batches import parse_option
-
     from gcbs_st.planners import make_planner
 
     planner, *options = name.split(",")
@@ -301,7 +229,7 @@ def load_method(name: str, reference: str | None) -> Callable[[np.ndarray, np.nd
 
 
 def reference_order(anchors: np.ndarray, positives: np.ndarray, quantile: float = 0.999) -> np.ndarray:
-    """Return GCBS's order in the plainest way: what is above one quantile of all products, Cuthill-McKee."""
+    """Returns GCBS's order in the plainest way: what is above one quantile of all products, Cuthill-McKee."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import reverse_cuthill_mckee
 
@@ -324,24 +252,24 @@ class SavedEmbeddings:
         self.sides = {"a": anchors, "p": positives}
 
     def encode_query(self, texts: list[str], **_: Any) -> np.ndarray:
-        """Return the embeddings of the texts, all of one side."""
+        """Returns the embeddings of the texts, all of one side."""
         return self.sides[texts[0][0]][[int(text[1:]) for text in texts]]
 
     encode_document = encode_query
 
     def get_embedding_dimension(self) -> int:
-        """Return d."""
+        """Returns d."""
         return self.sides["a"].shape[1]
 
     def similarity_pairwise(self, left: Any, right: Any) -> Any:
-        """Return the inner products of the rows."""
+        """Returns the inner products of the rows."""
         import torch
 
         return (torch.as_tensor(left) * torch.as_tensor(right)).sum(dim=1)
 
 
 def mine(anchors: np.ndarray, positives: np.ndarray) -> None:
-    """Mine one hard negative a row with sentence-transformers, by faiss, from the embeddings as they are."""
+    """Mines one hard negative per row with sentence-transformers, by faiss, from the embeddings as they are."""
     from datasets import Dataset, disable_progress_bars
     from sentence_transformers.util import mine_hard_negatives
 

@@ -1,6 +1,6 @@
-"""Train sentence embeddings once for each run of a configuration, and print one table of what came of it.
+"""Trains once for each run of a configuration, and prints one table of what came of it.
 
-Goes in: a YAML file. Comes out: a folder a run, a table on stdout, and JSON where asked.
+Writes a folder per run and, with --json, the records. Two commands share it: they differ in what their help says.
 """
 
 from __future__ import annotations
@@ -15,54 +15,43 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gcbs_st.commands.shell import call_of, make_parser, quieten, run_command
+from gcbs_st.commands.shell import add_config_options, call_of, make_parser, quieten, run_command
 
-EXAMPLE = """
-{program} --config configs/quickstart.yaml
-{program} --config configs/quickstart.yaml --set train.learning_rate=0.001 --json results.json
-{program} --config configs/simcse_sup_bert_base.yaml --dry-run
+STS = "Train sentence embeddings once for each run of a configuration, and print one table of what came of it."
+STS_EXAMPLE = """
+{program} --config quickstart
+{program} --config quickstart --set train.learning_rate=0.001 --json results.json
+{program} --config papers/simcse_sup_bert_base --dry-run
+"""
+CODE_SEARCH = "Train code search once for each run of a configuration, and print one table of what came of it."
+CODE_SEARCH_EXAMPLE = """
+{program} --config code_search_quickstart
+{program} --config code_search_static --set train.seed=2 --json results.json
+{program} --config papers/cosqa_unixcoder --dry-run
 """
 
 
-def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st train-sts") -> int:
-    """Runs the command line.
-
-    Args:
-        argv: arguments; None takes those of the process.
-        program: how the command is called.
-
-    Returns:
-        The exit code; see `gcbs_st.commands.shell`.
-    """
-    return train_command(argv, program=program, description=__doc__, example=EXAMPLE)
+def train_sts(argv: Sequence[str] | None = None, *, program: str = "gcbs-st train-sts") -> int:
+    """Runs the command line and returns the exit code, see `gcbs_st.commands.shell`."""
+    return _main(argv, program, STS, STS_EXAMPLE)
 
 
-def train_command(argv: Sequence[str] | None, *, program: str, description: str | None, example: str) -> int:
-    """Runs a command that trains what a configuration says, whatever its models are scored on.
+def train_code_search(argv: Sequence[str] | None = None, *, program: str = "gcbs-st train-code-search") -> int:
+    """Runs the command line and returns the exit code, see `gcbs_st.commands.shell`."""
+    return _main(argv, program, CODE_SEARCH, CODE_SEARCH_EXAMPLE)
 
-    Args:
-        argv: arguments; None takes those of the process.
-        program: how the command is called.
-        description: what it does.
-        example: see `gcbs_st.commands.shell.make_parser`.
 
-    Returns:
-        The exit code.
-    """
+def _main(argv: Sequence[str] | None, program: str, description: str, example: str) -> int:
     parser = make_parser(program, description, example)
-    parser.add_argument("--config", required=True, help="YAML file, see configs/")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, such as train.seed=1"
-    )
-    parser.add_argument("--json", metavar="FILE", help="also write the records there")
-    parser.add_argument("--resume", action="store_true", help="keep finished runs and go on with an interrupted one")
-    parser.add_argument(
+    add_config_options(parser)
+    add = parser.add_argument
+    add("--json", metavar="FILE", help="also write the records there")
+    add("--resume", action="store_true", help="keep finished runs and go on with an interrupted one")
+    add(
         "--dry-run",
         action="store_true",
-        help="build everything on a tiny random model without network, take two steps a run, and say what the full run "
-        "would download and cost",
+        help="two steps per run with a tiny random model, offline; tells the full cost",
     )
-    parser.add_argument("--verbose", action="store_true", help="show tracebacks and the libraries' messages")
     arguments = parser.parse_args(argv)
     quieten(verbose=arguments.verbose)
     return run_command(program, lambda: _train(arguments), traceback_of_mistakes=arguments.verbose)
@@ -97,14 +86,9 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def next_steps(records: Mapping[str, Mapping[str, Any]], output: Path) -> str:
-    """Returns the commands that show what was trained, to be pasted into this shell.
+    """Returns commands to paste into this shell, for runs in the folder `output`.
 
-    Args:
-        records: of the runs by name, and "before".
-        output: the folder of the runs.
-
-    Returns:
-        Two lines: the page of the last run that made plans, or of the last run, and the report over all.
+    The first shows the batches of the last run that made plans (or of the last run), the second reports on all runs.
     """
     runs = [name for name in records if name != "before"]
     run = next((name for name in reversed(runs) if records[name].get("plans")), runs[-1])
@@ -114,7 +98,3 @@ def next_steps(records: Mapping[str, Mapping[str, Any]], output: Path) -> str:
         f"See which texts trained together: {call_of('inspect')} --run {folder} --out {page}\n"
         f"See the runs side by side:        {call_of('report')} {shlex.quote(str(output))} --out {report}"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,24 +1,19 @@
-"""Tests of ``scripts/benchmark_emc2.py`` on tiny data: each part measures what it says, and writes it down."""
+"""Tests of `scripts/benchmarks/small_batches.py` on tiny data: each part measures what it says, and writes it down."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import load_benchmark
 from conftest import make_pairs, make_static_model
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_emc2.py"
 
 
 @pytest.fixture
 def measure(tmp_path, capsys):
     """Runs a part of the script on 60 pairs and a tiny static model; its JSON and what it printed."""
-    spec = importlib.util.spec_from_file_location("benchmark_emc2", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_benchmark("small_batches")
     pairs = make_pairs(60)
     pairs.add_column("image", [row // 2 for row in range(60)]).to_json(tmp_path / "pairs.jsonl")
     make_static_model().save(str(tmp_path / "model"))
