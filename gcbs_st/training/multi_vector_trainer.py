@@ -60,6 +60,7 @@ class GCBSMultiVectorEncoderTrainer(PlannedTraining, MultiVectorEncoderTrainer):
         >>> from gcbs_st import GCBSMultiVectorEncoderTrainer, GCBSMultiVectorEncoderTrainingArguments
         >>> args = GCBSMultiVectorEncoderTrainingArguments("out", planner="bisect", report_to="none")
         >>> GCBSMultiVectorEncoderTrainer(model, args, pairs).train()  # doctest: +SKIP
+        TrainOutput(global_step=...)
     """
 
     training_args_class = GCBSMultiVectorEncoderTrainingArguments

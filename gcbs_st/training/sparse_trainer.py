@@ -64,6 +64,7 @@ class GCBSSparseEncoderTrainer(PlannedTraining, SparseEncoderTrainer):
         >>> from gcbs_st import GCBSSparseEncoderTrainer, GCBSSparseEncoderTrainingArguments
         >>> args = GCBSSparseEncoderTrainingArguments("out", planner="bisect", report_to="none")
         >>> GCBSSparseEncoderTrainer(model, args, pairs, loss=loss).train()  # doctest: +SKIP
+        TrainOutput(global_step=...)
     """
 
     training_args_class = GCBSSparseEncoderTrainingArguments
