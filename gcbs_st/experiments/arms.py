@@ -52,15 +52,7 @@ class Run:
 def find_arm(config: ExperimentConfig, name: str) -> ArmConfig:
     """Returns an arm by its name.
 
-    Args:
-        config: the experiment.
-        name: an entry of `arms`, else an entry of `runs`, else a planner.
-
-    Returns:
-        How the arm trains.
-
-    Raises:
-        ConfigError: none of the three has that name.
+    Raises a ConfigError if none of the three has that name.
     """
     if name in config.arms:
         return config.arms[name]
@@ -81,20 +73,11 @@ def plan_runs(
     out: Path,
     settings: Sequence[tuple[str, ...]] = ((),),
 ) -> list[Run]:
-    """Returns the runs of a comparison, all arms of a seed before the next seed.
+    """Returns a run for each seed, setting and arm, all arms of a seed before the next seed.
 
-    Args:
-        config: the experiment.
-        arms: their names.
-        seeds: one run an arm each.
-        out: folder of the comparison.
-        settings: overrides such as `train.learning_rate=0.001`; they win over what an arm says.
-
-    Returns:
-        A run for each seed, setting and arm; those of one seed differ in nothing but arm and setting.
-
-    Raises:
-        ConfigError: an unknown arm, a field that it cannot have, a repeated arm or seed, or none.
+    The runs of one seed differ in nothing but arm and setting, which are overrides such as `train.learning_rate=0.001`
+    that win over what an arm says. Raises a ConfigError for an unknown arm, a field that it cannot have, a repeated
+    arm or seed, or none.
     """
     for what, values in (("arms", arms), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
@@ -117,18 +100,11 @@ def plan_runs(
 
 
 def make_arguments(run: Run, rows: int | None) -> SentenceTransformerTrainingArguments:
-    """Returns the training arguments of a run.
+    """Returns the training arguments of a run, the host's for an arm that the host trains.
 
-    Args:
-        run: to be trained.
-        rows: n; None only checks the fields.
-
-    Returns:
-        Of our class, or of the host's for an arm that the host trains. The number of steps is explicit, so
-        that an arm with an incomplete last batch, or without, takes as many as every other.
-
-    Raises:
-        ConfigError: a field that the arguments do not have, or a value that they refuse.
+    `rows` None only checks them. The number of steps is explicit, so that an arm with an incomplete last batch, or
+    without, takes as many as every other. Raises a ConfigError for a field that the arguments do not have, or a value
+    that they refuse.
     """
     arm, train = run.config.arms[run.arm], dict(run.config.train)
     # Nothing is resumed within a run, nothing is looked at while it runs but the curve of dev scores.

@@ -48,22 +48,10 @@ def mine_negatives(
 ) -> MinedRows:
     """Returns the rows with the hard negatives that the host's `mine_hard_negatives` finds with faiss.
 
-    The host drops rows for which it finds no negative. Here each row stays, so that all arms of a comparison
-    take the same steps over the same rows: what was not found is the positive of another row, drawn at random.
-
-    Args:
-        rows: n rows with the columns anchor and positive, and no negatives yet.
-        model: that embeds them.
-        num_negatives: of each row.
-        relative_margin: see the host's; None for no bound.
-        range_max: candidates a row; None for the host's choice.
-        batch_size: texts a forward pass.
-
-    Returns:
-        n rows, how many were filled up, and the seconds.
-
-    Raises:
-        ValueError: rows that have negatives, or options that the host refuses.
+    `rows` have the columns anchor and positive, and no negatives yet; `relative_margin` None is no bound and
+    `range_max` None the host's choice. The host drops rows for which it finds no negative. Here each row stays, so
+    that all arms of a comparison take the same steps over the same rows: what was not found is the positive of another
+    row, drawn at random. Raises a ValueError for rows that have negatives, or options that the host refuses.
     """
     taken = [name for name in rows.column_names if name.startswith("negative")]
     if taken or num_negatives < 1:

@@ -79,11 +79,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def compare(config: ExperimentConfig, options: Options, tell: Tell) -> Content:
     """Returns a comparison, after running what is not finished.
 
-    Written to the folder: `comparison.json` and `comparison.md`, after each seed that all arms have finished.
-
-    What is also in `comparison.json`; `gcbs_st.records.tables.comparison_report` makes the Markdown of it.
-
-    Raises a ConfigError for an arm, a field or a reference that cannot be.
+    `comparison.json` and `comparison.md` are written after each seed that all arms have finished; `tell` is given one
+    line per finished run. Raises a ConfigError for an arm, a field or a reference that cannot be.
     """
     if options.reference not in options.arms:
         raise ConfigError(
@@ -134,20 +131,12 @@ def _write_comparison(
 
 
 def settings_of(sweeps: Sequence[str]) -> list[tuple[str, ...]]:
-    """Returns the settings of a sweep: the Cartesian product of its keys' values.
+    """Returns the settings of a sweep: the Cartesian product of its keys' values, as overrides `KEY=V`.
 
-    Args:
-        sweeps: `KEY=V1,V2` each; keys of the blocks train, loss and model.
+    Each sweep is `KEY=V1,V2` with a key of train, loss or model; others raise a ConfigError.
 
-    Returns:
-        Overrides `KEY=V`, one for each key.
-
-    Raises:
-        ConfigError: a sweep without values, or of another key.
-
-    Example:
-        >>> settings_of(["train.a=1,2", "loss.b=3"])
-        [('train.a=1', 'loss.b=3'), ('train.a=2', 'loss.b=3')]
+    >>> settings_of(["train.a=1,2", "loss.b=3"])
+    [('train.a=1', 'loss.b=3'), ('train.a=2', 'loss.b=3')]
     """
     choices = []
     for sweep in sweeps:
@@ -168,7 +157,8 @@ def settings_of(sweeps: Sequence[str]) -> list[tuple[str, ...]]:
 def select(config: ExperimentConfig, options: Options, sweeps: Sequence[str], tell: Tell) -> str:
     """Returns a table of the settings of a sweep, the best of each arm marked, by the dev task alone.
 
-    Raises a ConfigError for an arm, a field or a sweep that cannot be.
+    Test tasks are not even read. `selection.json` holds the same. Raises a ConfigError for an arm, a field or a sweep
+    that cannot be.
     """
     runs = plan_runs(config, options.arms, options.seeds, options.out, settings_of(sweeps))
     runner = Runner(config, dev_steps=options.dev_steps, dev_only=True, save_models=options.save_models)

@@ -33,18 +33,12 @@ def with_train(config: ExperimentConfig, changes: Mapping[str, Any]) -> Experime
 
 
 def is_here(source: str) -> bool:
-    """Returns whether a source of the corpus or a folder of STS tasks is on this machine.
-
-    True for `docstrings`, `code`, and for files and folders that exist.
-    """
+    """Returns whether a source of the corpus or a folder of STS tasks is on this machine."""
     return source in FROM_PACKAGES or Path(os.path.expandvars(source)).expanduser().exists()
 
 
 def architecture(model: ModelConfig) -> PretrainedConfig:
-    """Returns the full model's configuration: its own where the model is on this machine, else that of its family.
-
-    With the sizes of RoBERTa or BERT, base or large by its name, where nothing better is known.
-    """
+    """Returns the configuration of the full model, or of its family by its name where it is not on this machine."""
     try:
         folder = Path(resolve_model_name(model.name))
     except (ValueError, FileNotFoundError):
@@ -62,10 +56,7 @@ def architecture(model: ModelConfig) -> PretrainedConfig:
 
 
 def needs(config: ExperimentConfig) -> list[str]:
-    """Returns what the full run would download, and what it would look for and not find.
-
-    A line each for model, training rows, and STS tasks or each part of the code search.
-    """
+    """Returns what the full run would download, and what it would look for and not find, one line each."""
     shape, name, corpus = architecture(config.model), config.model.name, config.corpus
     try:
         local = Path(resolve_model_name(name)).is_dir()
@@ -94,9 +85,9 @@ def _whereabouts(corpus: CorpusConfig) -> str:
 
 
 def cost_table(config: ExperimentConfig) -> str:
-    """Returns a Markdown table of the full run's steps, plans and arithmetic, a row a run, with what was assumed.
+    """Returns a Markdown table of the full run's steps, plans and arithmetic, one row per run, with what was assumed.
 
-    The table; a line that says why there is none where the number of rows cannot be known.
+    Where the row count cannot be known it is a line that says why.
     """
     corpus = config.corpus
     rows = corpus.max_rows
@@ -131,10 +122,10 @@ def cost_table(config: ExperimentConfig) -> str:
 
 
 def schedule(args: GCBSTrainingArguments, rows: int) -> tuple[int, list[int]]:
-    """Returns how many steps a run takes, and how many rows are embedded for each of its plans.
+    """Returns a run's optimizer steps, and how many rows are embedded for each of its plans.
 
-    Optimizer steps, and one entry per plan. The random planner embeds nothing. Harvested rows are embedded by
-    training; what is embedded beside that, for the first plan and of old rows, is an estimate.
+    The random planner embeds nothing. Harvested rows are embedded by training; what is embedded beside that, for the
+    first plan and of old rows, is an estimate.
     """
     size, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
     batches = rows // size

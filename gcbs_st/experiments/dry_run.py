@@ -42,8 +42,7 @@ _SMALL = {
 def dry_run(config: ExperimentConfig) -> str:
     """Returns a report: the table of a tiny run of the experiment, what the full one would fetch, and its cost.
 
-    Raises a ConfigError for what the full run would refuse as well. Raises a ValueError if likewise, of data that are
-    on this machine.
+    Raises a ConfigError or ValueError for what the full run would refuse as well, of data that are on this machine.
     """
     for name in config.runs:  # the full run's own values, before they are made small
         training_arguments(with_train(config, ANY_MACHINE), name)

@@ -76,18 +76,7 @@ def run_experiment(config: ExperimentConfig, *, resume: bool = False) -> dict[st
 def run(
     config: ExperimentConfig, name: str, args: GCBSTrainingArguments, data: ExperimentData, *, resume: bool = False
 ) -> Record:
-    """Returns the record of one run, after training, scoring and saving it.
-
-    Args:
-        config: the experiment.
-        name: of the run.
-        args: its training arguments.
-        data: the data.
-        resume: go on from the run's last whole checkpoint, if it has one.
-
-    Returns:
-        What is also in the run's `results.json`.
-    """
+    """Returns the record of one run, after training, scoring and saving it."""
     folder = Path(config.output) / name
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG_FILE, _dump_run(config, name))

@@ -32,16 +32,7 @@ _PLAN_FIELDS = ("gap", "closed", "tail_coverage", "false_negatives")
 
 
 def run_all(runs: Sequence[Run], runner: Runner, report: Callable[[str], None]) -> Iterator[tuple[Run, Record]]:
-    """Gives each run with its record, after running it if it is not finished.
-
-    Args:
-        runs: in the order in which they are run.
-        runner: that runs them.
-        report: given one line for each run, with what is left.
-
-    Yields:
-        The runs in their order, each as soon as it is finished.
-    """
+    """Yields each run with its record, after running it if it is not finished; `report` is given one line per run."""
     left = sum(runner.finished(run) is None for run in runs)
     began, trained = time.perf_counter(), 0
     for number, run in enumerate(runs, start=1):
@@ -121,11 +112,8 @@ class Runner:
     def run(self, run: Run) -> Record:
         """Returns the record of one run after training and scoring it, and writes its folder.
 
-        Args:
-            run: what is left of it from an interrupted or another run is deleted.
-
-        Returns:
-            What is also in `results.json`, which is written last: a folder with results is a finished run.
+        What is left there of an interrupted or another run is deleted. `results.json` is written last: a folder with
+        results is a finished run.
         """
         config, arm = run.config, run.config.arms[run.arm]
         shutil.rmtree(run.folder, ignore_errors=True)

@@ -83,20 +83,10 @@ def train_run(  # noqa: PLR0913 - the two engines differ in these
 ) -> TrainedRun:
     """Trains and scores the model of a configuration; the same for the same arguments.
 
-    Args:
-        config: says the model, the loss and what is scored.
-        args: the training arguments.
-        rows: that are trained on, their groups included.
-        data: what the model is scored on.
-        trainer_class: ours, or the host's for a baseline.
-        loss_of: makes the loss of a model; None for `make_loss`.
-        evaluator: that scores during training; None for none.
-        prepare: given the trainer just before it trains, to add callbacks.
-        tokens: of texts that static models have met, see `remembered_tokens`; None for none.
-        checkpoint: to resume from; None for none.
-
-    Returns:
-        The trained model and what is recorded of it.
+    `rows` are trained on, `data` is what the model is scored on. `trainer_class` is the host's for a baseline,
+    `loss_of` makes another loss of the model than `make_loss`, `evaluator` scores during training, `prepare` is given
+    the trainer just before it trains, to add callbacks, `tokens` are those that static models have met (see
+    `remembered_tokens`), and `checkpoint` is resumed from.
     """
     set_seed(args.seed)
     model = initial_model(config)
@@ -121,9 +111,7 @@ def train_run(  # noqa: PLR0913 - the two engines differ in these
 
 
 def training_arguments(config: ExperimentConfig, name: str) -> GCBSTrainingArguments:
-    """Returns the training arguments of one run.
-
-    The fields of `train`, with those of the run over them.
+    """Returns the training arguments of one run: the fields of `train`, with those of the run over them.
 
     Raises a ConfigError for a field that the arguments do not have, or a value that they refuse.
     """
@@ -153,14 +141,11 @@ def training_rows(rows: Dataset, args: SentenceTransformerTrainingArguments) -> 
 def dev_evaluator(
     config: ExperimentConfig, args: GCBSTrainingArguments, data: ExperimentData
 ) -> ScoreEvaluator | None:
-    """Returns what scores the model during training, by which the best checkpoint is chosen: the dev task, never a test.
+    """Returns what scores the model during training, to choose the best checkpoint: the dev task, never a test.
 
     Its metric is `eval_sts_STSBenchmark-dev_spearman` for STS and `eval_code_code-dev_mrr` for code search, for
-    `train.metric_for_best_model`.
-
-    The evaluator; None where `train.eval_strategy` asks for no evaluation.
-
-    Raises a ConfigError if the dev task is not among the tasks.
+    `train.metric_for_best_model`. None where `train.eval_strategy` asks for no evaluation. Raises a ConfigError if the
+    dev task is not among the tasks.
     """
     if args.eval_strategy == "no":
         return None
@@ -175,10 +160,7 @@ def dev_evaluator(
 
 
 def make_loss(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module:
-    """Returns the loss.
-
-    Raises a ConfigError for an unknown loss or option.
-    """
+    """Returns the loss; raises a ConfigError for an unknown loss or option."""
     loss_class = getattr(our_losses, config.name, None) or getattr(losses, config.name, None)
     if not isinstance(loss_class, type):
         names = sorted(n for n in {*dir(losses), *dir(our_losses)} if n.endswith("Loss"))
@@ -190,10 +172,7 @@ def make_loss(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module
 
 
 def score(model: SentenceTransformer, config: ExperimentConfig, data: ExperimentData) -> Record:
-    """Returns the scores of a model: those of the tasks, for STS their `avg`, and `heldout_mrr`.
-
-    Name of the score -> score x 100.
-    """
+    """Returns the scores x 100 of a model by name: those of the tasks, for STS their `avg`, and `heldout_mrr`."""
     evaluate = scoring_of(config.evaluation).evaluate
     scores: Record = evaluate(model, data.tasks, batch_size=config.evaluation.batch_size)
     if data.held_out is not None:

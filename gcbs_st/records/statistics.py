@@ -44,18 +44,10 @@ def paired_difference(
 
 
 def time_to_score(curve: Curve, target: float) -> dict[str, float] | None:
-    """Returns when a curve first reaches a score.
+    """Returns `step` and `seconds` of the first (step, seconds, score) of a curve at or above a target, or None.
 
-    Args:
-        curve: (step, seconds, score) in the order of the steps.
-        target: to be reached.
-
-    Returns:
-        `step` and `seconds` of the first point at or above the target; None if there is none.
-
-    Example:
-        >>> time_to_score([(100, 2.0, 60.0), (200, 4.0, 63.0), (300, 6.0, 62.0)], 62.5)
-        {'step': 200, 'seconds': 4.0}
+    >>> time_to_score([(100, 2.0, 60.0), (200, 4.0, 63.0), (300, 6.0, 62.0)], 62.5)
+    {'step': 200, 'seconds': 4.0}
     """
     for step, seconds, value in curve:
         if value >= target:
@@ -69,19 +61,12 @@ def is_score(name: str) -> bool:
 
 
 def summarise(records: Mapping[str, Mapping[int, Record]], reference: str, target: str) -> dict[str, Any]:
-    """Returns the figures of a comparison.
+    """Returns the figures of a comparison from its records by arm and seed.
 
-    Args:
-        records: arm -> seed -> record of the run; all arms have the same seeds.
-        reference: the arm that the others are compared with.
-        target: the score of the reference at its end that the curves of `dev_curve` are to reach.
-
-    Returns:
-        Arm -> `scores` (name -> `mean`, `values`, and `difference`, see `paired_difference`), `seconds` and
-        `steps` of the runs, `seconds_ratio` to the reference, and `time_to_score`.
-
-    Raises:
-        ValueError: the reference is not among the arms, or an arm lacks a seed.
+    By arm: `scores` (name -> `mean`, `values`, and `difference`, see `paired_difference`), `seconds` and `steps` of
+    the runs, `seconds_ratio` to the reference, `gap_closed`, and `time_to_score`: when the runs' `dev_curve` reaches
+    the `target` score that the reference of their seed ends with. Raises a ValueError if the reference is not among
+    the arms, or an arm lacks a seed.
     """
     if reference not in records:
         raise ValueError(f"reference: got {reference!r}, expected one of the arms {', '.join(records)}.")

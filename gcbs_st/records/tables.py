@@ -27,22 +27,15 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 
 def experiment_table(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns a Markdown table, a row a run.
+    """Returns a Markdown table, one row per run; "before" is the untrained model.
 
-    Args:
-        records: by name of the run, "before" for the untrained model.
-
-    Returns:
-        The table; a column that no record has is left out, and a mean of one single task is as well.
+    A column that no record has is left out, and so is a mean over a single task.
     """
     return markdown_table(*experiment_rows(records))
 
 
 def experiment_rows(records: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Returns the cells of `experiment_table`.
-
-    The titles of the columns, and a row of as many texts for each record.
-    """
+    """Returns the titles of the columns of `experiment_table`, and the texts of its rows."""
     mean = has_mean(key for record in records.values() for key in record)
     columns = [
         (key, title, form)
@@ -120,10 +113,7 @@ def comparison_report(content: Mapping[str, Any]) -> str:
 
 
 def comparison_tables(summary: Mapping[str, Any], reference: str, dev: str = "STSBenchmark-dev") -> str:
-    """Returns the tables of a comparison as Markdown.
-
-    Differences to the reference by task, mean scores by task, and times.
-    """
+    """Returns the Markdown tables of a comparison: differences to the reference, mean scores, and times."""
     names = list(summary[reference]["scores"])
     titles = {key: title for key, title, _ in _COLUMNS}
     order = sorted(names, key=lambda name: {"avg": 0, dev: 1}.get(name, 2))
@@ -150,14 +140,10 @@ def comparison_tables(summary: Mapping[str, Any], reference: str, dev: str = "ST
 
 
 def difference_words(difference: Mapping[str, Any] | None) -> str:
-    """Returns a paired difference as text: mean, interval where there is one, and wins of pairs.
+    """Returns a paired difference as text: mean, interval where there is one, and wins of pairs; "" for None.
 
-    Args:
-        difference: what `gcbs_st.records.statistics.paired_difference` returns; None for no text.
-
-    Example:
-        >>> difference_words({"mean": 0.5, "interval": [-0.1, 1.1], "wins": 2, "pairs": 3})
-        '+0.50 [-0.10, +1.10] 2/3'
+    >>> difference_words({"mean": 0.5, "interval": [-0.1, 1.1], "wins": 2, "pairs": 3})
+    '+0.50 [-0.10, +1.10] 2/3'
     """
     if difference is None:
         return ""
