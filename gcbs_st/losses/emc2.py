@@ -147,15 +147,10 @@ class EMC2Loss(RowLoss):
     def last_samples(self, direction: str = "query_to_doc") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns what the chains have sampled in the batch that `set_rows` was called with; for measurements.
 
-        Args:
-            direction: one of `directions`.
+        (b, b) shares of each row's samples that are the batch's j-th row, (b,) shares that are the row its chain came
+        with from outside of the batch, and (b,) that row's id, which means nothing where the share is 0.
 
-        Returns:
-            (b, b) shares of each row's samples that are the batch's j-th row, (b,) shares that are the row its chain
-            came with from outside of the batch, and (b,) that row's id, which means nothing where the share is 0.
-
-        Raises:
-            ValueError: no batch was drawn since `set_rows`.
+        Raises a ValueError if no batch was drawn since `set_rows`.
         """
         drawn = self._drawn.get(direction)
         if drawn is None:

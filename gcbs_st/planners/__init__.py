@@ -54,24 +54,16 @@ _REGISTRY: dict[str, Callable[..., Planner]] = {
 def register(name: str) -> Callable[[Callable[..., Planner]], Callable[..., Planner]]:
     """Returns a decorator that makes a planner class known under a name.
 
-    Args:
-        name: what `planner: name` in a config or `planner="name"` in the training arguments will say.
+    Raises a ValueError if the name is taken by another class.
 
-    Returns:
-        The decorator; it gives the class back unchanged.
-
-    Raises:
-        ValueError: the name is taken by another class.
-
-    Example:
-        >>> import numpy as np
-        >>> from gcbs_st.planners import make_planner, register
-        >>> @register("as_they_come")
-        ... class AsTheyComePlanner:
-        ...     def plan(self, anchors, positives, batch_size, rng):
-        ...         return np.arange(len(anchors))
-        >>> make_planner("as_they_come").plan(np.eye(3), np.eye(3), 1, np.random.default_rng(0)).tolist()
-        [0, 1, 2]
+    >>> import numpy as np
+    >>> from gcbs_st.planners import make_planner, register
+    >>> @register("as_they_come")
+    ... class AsTheyComePlanner:
+    ...     def plan(self, anchors, positives, batch_size, rng):
+    ...         return np.arange(len(anchors))
+    >>> make_planner("as_they_come").plan(np.eye(3), np.eye(3), 1, np.random.default_rng(0)).tolist()
+    [0, 1, 2]
     """
 
     def add(planner_class: Callable[..., Planner]) -> Callable[..., Planner]:

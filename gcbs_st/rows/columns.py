@@ -53,19 +53,7 @@ def text_columns(
     Without names the order of the columns decides, as everywhere in sentence-transformers: the first that is not a
     label holds the anchors, the second the positives. A single column is both.
 
-    Args:
-        dataset: the training rows.
-        label_columns: names that may hold labels or scores.
-        prompts: `args.prompts` in any of its four forms.
-        router_mapping: `args.router_mapping` in either of its forms.
-        dataset_name: of this dataset within a DatasetDict, else None.
-        names: of one or two text columns, anchors first; None for the first two.
-
-    Returns:
-        The columns, anchors first.
-
-    Raises:
-        ValueError: no column that holds no labels, or names of other columns than those.
+    Raises a ValueError for no column that holds no labels, or names of other columns than those.
     """
     texts = text_names(dataset, label_columns)
     of = f" {dataset_name!r}" if dataset_name is not None else ""

@@ -58,12 +58,6 @@ class PlannedTraining(PlannedLoading):
     def __init__(
         self, model: Any = None, args: Any = None, train_dataset: Any = None, *rest: Any, **kwargs: Any
     ) -> None:
-        """Takes the host's arguments, by position or name; `args` of `training_args_class` or the host's own.
-
-        Where the loss contrasts rows, raises a TypeError for an IterableDataset, whose rows cannot be put in an order,
-        and a ValueError for batches that another sampler composes; also for the model of another trainer, and what the
-        host or `training_args_class` refuses.
-        """
         refuse_model(model, type(self))
         # Before the host, which refuses a stream without max_steps in its own words.
         loss = kwargs.get("loss", rest[1] if len(rest) > 1 else None)

@@ -38,12 +38,7 @@ class Replanner:
         self.plans_made = 0
 
     def begin_epoch(self, epoch: int, plan: bool) -> None:
-        """Starts an epoch, with the plan of the checkpoint that the run resumes from or a new one.
-
-        Args:
-            epoch: counted from 0.
-            plan: make a plan; else the batches are random.
-        """
+        """Starts an epoch, with the plan of the checkpoint that the run resumes from or a new one."""
         for sampler in self.trainer.planned_samplers.values():
             sampler.begin_epoch(epoch)
         self.trainer.source.sync()  # rows of two epochs must not wait side by side: which is newer would be left to chance

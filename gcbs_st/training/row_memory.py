@@ -31,12 +31,6 @@ class RowMemory:
     """The source of embeddings and the states of losses, of one trainer; both are there while it trains."""
 
     def __init__(self, trainer: Any, collect_features: Callable[[dict[str, Any]], tuple[list[Any], Any]]) -> None:
-        """Takes whose rows they are.
-
-        Args:
-            trainer: that plans its batches.
-            collect_features: the host's, which makes a loss's features of a batch.
-        """
         self.trainer, self._collect_features = trainer, collect_features
         self.source: EmbeddingSource | None = None
         self.row_states: RowStates | None = None
