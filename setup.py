@@ -2,7 +2,4 @@
 
 from setuptools import find_packages, setup
 
-setup(
-    packages=[*find_packages(include=["gcbs_st*"]), "gcbs_st.configs"],
-    package_dir={"gcbs_st.configs": "configs"},
-)
+setup(packages=[*find_packages(include=["gcbs_st*"]), "gcbs_st.configs"], package_dir={"gcbs_st.configs": "configs"})

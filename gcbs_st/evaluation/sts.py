@@ -31,10 +31,7 @@ def evaluate_sts(
     if not tasks:
         raise ValueError("evaluate_sts: got no tasks, expected at least one StsTask")
     rows, embeddings = encode_distinct(
-        model,
-        [[*task.sentence1, *task.sentence2] for task in tasks.values()],
-        batch_size,
-        show_progress=show_progress,
+        model, [[*task.sentence1, *task.sentence2] for task in tasks.values()], batch_size, show_progress=show_progress
     )
     scores = {}
     for (name, task), pair_rows in zip(tasks.items(), rows, strict=True):

@@ -15,11 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from sentence_transformers import (
-    SentenceTransformer,
-    SentenceTransformerTrainer,
-    SentenceTransformerTrainingArguments,
-)
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer import losses
 from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
@@ -39,16 +35,7 @@ from gcbs_st.training.trainer import GCBSTrainer
 
 Record = dict[str, Any]
 MakeLoss = Callable[[LossConfig, SentenceTransformer], torch.nn.Module]
-_PACKAGES = (
-    "gcbs_st",
-    "sentence-transformers",
-    "transformers",
-    "accelerate",
-    "datasets",
-    "torch",
-    "numpy",
-    "scipy",
-)
+_PACKAGES = ("gcbs_st", "sentence-transformers", "transformers", "accelerate", "datasets", "torch", "numpy", "scipy")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -181,10 +181,7 @@ def test_hub_name_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("file", "content", "column"),
-    [
-        ("nli.csv", "sent0,sent1\nNone,a cat\nNA,a dog\n", "sent0"),
-        ("wiki.txt", "None\nNA\n", "text"),
-    ],
+    [("nli.csv", "sent0,sent1\nNone,a cat\nNA,a dog\n", "sent0"), ("wiki.txt", "None\nNA\n", "text")],
 )
 def test_one_file_of_a_hub_data_set(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str, content: str, column: str

@@ -11,12 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gcbs_st.corpora import installed as distributions
-from gcbs_st.corpora.docstring_pairs import (
-    load_docstring_pairs,
-    pair_of_docstring,
-    pairs_of_source,
-    unique_pairs,
-)
+from gcbs_st.corpora.docstring_pairs import load_docstring_pairs, pair_of_docstring, pairs_of_source, unique_pairs
 from gcbs_st.corpora.installed import find_distributions, parse_files, python_files
 
 SUMMARY = "Return the sum of all the numbers."

@@ -331,11 +331,7 @@ def plans_of(trainer: GCBSTrainer) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    ("given", "ages"),
-    [
-        ({"first_plan": "random"}, [False, True]),
-        ({"first_plan": "encode"}, [True, True]),
-    ],
+    ("given", "ages"), [({"first_plan": "random"}, [False, True]), ({"first_plan": "encode"}, [True, True])]
 )
 def test_what_plans_the_first_epoch(given, ages, tmp_path, still_bert):
     """Nothing or an encoding pass; the second epoch is planned from the harvest."""

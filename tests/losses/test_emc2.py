@@ -14,10 +14,7 @@ from forked_ranks import run_ranks
 from oracles import SlowChains
 from recorded import RecordingTrainer, weights_hash
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.losses import (
-    MatryoshkaLoss,
-    MultipleNegativesRankingLoss,
-)
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from sentence_transformers.util import cos_sim
 from torch import nn
 

@@ -10,11 +10,7 @@ from conftest import make_static_model
 from sentence_transformers.sentence_transformer import losses
 
 from gcbs_st import EMC2Loss
-from gcbs_st.losses import (
-    CachedGuardedMultipleNegativesRankingLoss,
-    GuardedMultipleNegativesRankingLoss,
-    SogCLRLoss,
-)
+from gcbs_st.losses import CachedGuardedMultipleNegativesRankingLoss, GuardedMultipleNegativesRankingLoss, SogCLRLoss
 from matrix.case import Case, Run
 from matrix.materials import OwnLoss, bert, labelled, scored, triplets, unlike_sets
 from matrix.watching import calls, given_columns, inputs_of_loss, passes, widths

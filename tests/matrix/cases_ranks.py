@@ -13,18 +13,7 @@ from sentence_transformers.sentence_transformer.losses import (
 
 from gcbs_st.planners.quality import plan_quality
 from gcbs_st.training.loss_facts import loss_scale
-from matrix.case import (
-    DDP,
-    DDP_RESUME,
-    RESUME,
-    SINGLE,
-    WORKS,
-    Case,
-    Run,
-    everywhere,
-    not_applicable,
-    refused,
-)
+from matrix.case import DDP, DDP_RESUME, RESUME, SINGLE, WORKS, Case, Run, everywhere, not_applicable, refused
 from matrix.materials import bert, pairs, two_sets
 
 FEWER_ROWS = 61  # 7 batches: of two processes 3 steps, and a batch that nobody draws

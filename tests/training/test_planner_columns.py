@@ -261,10 +261,7 @@ def test_they_are_read_from_the_command_line_and_yaml(tmp_path):
     """As JSON on the command line, as a list or a mapping in YAML."""
     parser = HfArgumentParser(GCBSTrainingArguments)
     line = ["--output_dir", str(tmp_path), "--report_to", "none", "--planner_columns"]
-    for text, expected in (
-        ('["anchor", "hard"]', ["anchor", "hard"]),
-        ('{"one": ["a", "b"]}', {"one": ["a", "b"]}),
-    ):
+    for text, expected in (('["anchor", "hard"]', ["anchor", "hard"]), ('{"one": ["a", "b"]}', {"one": ["a", "b"]})):
         (args,) = parser.parse_args_into_dataclasses([*line, text])
         assert expected == args.planner_columns
         (tmp_path / "args.yaml").write_text(f"output_dir: {tmp_path}\nreport_to: none\nplanner_columns: {text}\n")

@@ -37,12 +37,7 @@ from sentence_transformers.sparse_encoder.losses import (
 )
 from sentence_transformers.util import cos_sim, dot_score
 
-from gcbs_st import (
-    GCBSSparseEncoderTrainer,
-    GCBSSparseEncoderTrainingArguments,
-    GCBSTrainer,
-    GCBSTrainingArguments,
-)
+from gcbs_st import GCBSSparseEncoderTrainer, GCBSSparseEncoderTrainingArguments, GCBSTrainer, GCBSTrainingArguments
 from gcbs_st.embeddings.encode import encode_rows
 from gcbs_st.embeddings.views import RandomProjection
 from gcbs_st.planners.quality import plan_quality

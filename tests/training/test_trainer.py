@@ -20,10 +20,7 @@ from recorded import RecordingTrainer, weights_hash
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
-from sentence_transformers.sentence_transformer.losses import (
-    MatryoshkaLoss,
-    MultipleNegativesRankingLoss,
-)
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import HfArgumentParser, Trainer, TrainerCallback
 
@@ -334,10 +331,7 @@ class WithTemperature(torch.nn.Module):
 LOSSES: dict[str, tuple[Callable[[SentenceTransformer], torch.nn.Module], float]] = {
     "default scale": (MultipleNegativesRankingLoss, 20.0),
     "scale": (lambda model: MultipleNegativesRankingLoss(model, scale=5.0), 5.0),
-    "wrapped": (
-        lambda model: MatryoshkaLoss(model, MultipleNegativesRankingLoss(model, scale=7.0), [16, 8]),
-        7.0,
-    ),
+    "wrapped": (lambda model: MatryoshkaLoss(model, MultipleNegativesRankingLoss(model, scale=7.0), [16, 8]), 7.0),
     "temperature": (lambda model: WithTemperature(model, temperature=0.1), 10.0),
 }
 

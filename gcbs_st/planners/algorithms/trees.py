@@ -25,12 +25,7 @@ _SETTINGS = (10, 2048)
 
 
 def grow_trees(
-    points: np.ndarray,
-    size: int,
-    rng: np.random.Generator,
-    *,
-    trees: int = 1,
-    threads: int = 0,
+    points: np.ndarray, size: int, rng: np.random.Generator, *, trees: int = 1, threads: int = 0
 ) -> np.ndarray:
     """Returns (m,) int64, an order of the points whose blocks of `size` are leaves of the tightest of several trees.
 
@@ -75,12 +70,7 @@ def cut_cells(points: np.ndarray, sizes: Sequence[int], rng: np.random.Generator
 
 
 def project_pairs(
-    anchors: np.ndarray,
-    positives: np.ndarray,
-    rows: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    threads: int = 0,
+    anchors: np.ndarray, positives: np.ndarray, rows: np.ndarray, rng: np.random.Generator, *, threads: int = 0
 ) -> np.ndarray:
     """Returns (m, min(128, d)) float32: anchor + positive of each of the ascending `rows` on the pairs' main axes.
 
