@@ -107,24 +107,19 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """One experiment: the same training, once for each entry of `runs`.
+    """One experiment: the same training, once for each entry of `runs`."""
 
-    Attributes:
-        output: folder of the experiment; each run has a folder in it.
-        train: fields of `GCBSTrainingArguments`, the same for all runs.
-        runs: name of a run -> the fields of `train` in which it differs.
-        arms: further ways of training, which may differ in more; only `gcbs-st compare` reads them.
-    """
-
-    output: str
+    output: str  # folder of the experiment; each run has a folder in it
     corpus: CorpusConfig
     model: ModelConfig
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    train: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)  # fields of `GCBSTrainingArguments`, the same for all runs
+    # Name of a run -> the fields of `train` in which it differs.
     runs: dict[str, dict[str, Any]] = field(
         default_factory=lambda: {"random": {"planner": "random"}, "gcbs": {"planner": "gcbs"}}
     )
+    # Further ways of training, which may differ in more; only `gcbs-st compare` reads them.
     arms: dict[str, ArmConfig] = field(default_factory=dict)
 
 

@@ -29,19 +29,12 @@ from gcbs_st.training.arguments import GCBSTrainingArguments
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training of a comparison.
+    """One training of a comparison."""
 
-    Attributes:
-        arm: name of the arm.
-        seed: of the training.
-        setting: overrides of a sweep, empty in a comparison.
-        config: of this run alone, as its folder's `config.yaml` holds it.
-    """
-
-    arm: str
-    seed: int
-    setting: tuple[str, ...]
-    config: ExperimentConfig
+    arm: str  # name of the arm
+    seed: int  # of the training
+    setting: tuple[str, ...]  # overrides of a sweep, empty in a comparison
+    config: ExperimentConfig  # of this run alone, as its folder's `config.yaml` holds it
 
     @property
     def folder(self) -> Path:

@@ -24,17 +24,11 @@ from transformers import PreTrainedTokenizerFast
 
 @dataclass(frozen=True)
 class MinedRows:
-    """Training rows with hard negatives.
+    """Training rows with hard negatives."""
 
-    Attributes:
-        rows: those that were given, in their order, with the column `negative`, or `negative_1`, `negative_2` ...
-        filled: rows that lack a mined negative and got a random one in some column.
-        seconds: that embedding and searching took.
-    """
-
-    rows: Dataset
-    filled: int
-    seconds: float
+    rows: Dataset  # those that were given, in their order, with the column `negative`, or `negative_1`, `negative_2`
+    filled: int  # rows that lack a mined negative and got a random one in some column
+    seconds: float  # that embedding and searching took
 
 
 def mine_negatives(

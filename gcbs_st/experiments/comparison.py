@@ -27,27 +27,16 @@ Content = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is compared, beside the configuration.
+    """What is compared, beside the configuration."""
 
-    Attributes:
-        out: folder of the comparison.
-        arms: their names.
-        seeds: a run each for each arm.
-        reference: the arm that the others are compared with.
-        dev_steps: steps between dev scores; 0 for at the end only.
-        save_models: keep each run's model.
-        command: that the report names.
-        config_file: that the report names.
-    """
-
-    out: Path
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
-    reference: str = "random"
-    dev_steps: int = 100
-    save_models: bool = False
-    command: str = ""
-    config_file: str = ""
+    out: Path  # folder of the comparison
+    arms: tuple[str, ...]  # their names
+    seeds: tuple[int, ...]  # a run each for each arm
+    reference: str = "random"  # the arm that the others are compared with
+    dev_steps: int = 100  # steps between dev scores; 0 for at the end only
+    save_models: bool = False  # keep each run's model
+    command: str = ""  # that the report names
+    config_file: str = ""  # that the report names
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

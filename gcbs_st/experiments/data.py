@@ -16,20 +16,13 @@ from gcbs_st.rows.training_set import corpus_hash
 
 @dataclass(frozen=True)
 class ExperimentData:
-    """What all runs of an experiment share.
+    """What all runs of an experiment share."""
 
-    Attributes:
-        train: the training rows.
-        held_out: pairs kept back, or None.
-        tasks: what models are scored on, by name.
-        corpus_hash: of the training rows.
-        tokens: of texts that static models have met, see `remembered_tokens`.
-    """
-
-    train: Dataset
-    held_out: Dataset | None
-    tasks: Tasks
-    corpus_hash: str
+    train: Dataset  # the training rows
+    held_out: Dataset | None  # pairs kept back, or None
+    tasks: Tasks  # what models are scored on, by name
+    corpus_hash: str  # of the training rows
+    # Of texts that static models have met, see `remembered_tokens`.
     tokens: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 

@@ -31,21 +31,13 @@ Tasks = Mapping[str, StsTask | CodeSearchTask]
 
 @dataclass(frozen=True)
 class Scoring:
-    """How tasks of one kind are scored.
+    """How tasks of one kind are scored."""
 
-    Attributes:
-        name: of the kind, in words.
-        dev_task: the task that settings, checkpoints and times to a score go by.
-        dev_metric: its score that they go by.
-        evaluate: model, tasks, `batch_size` -> scores by name.
-        evaluator: tasks, `batch_size` -> the trainer's evaluator.
-    """
-
-    name: str
-    dev_task: str
-    dev_metric: str
-    evaluate: Callable[..., dict[str, float]]
-    evaluator: Callable[..., ScoreEvaluator]
+    name: str  # of the kind, in words
+    dev_task: str  # the task that settings, checkpoints and times to a score go by
+    dev_metric: str  # its score that they go by
+    evaluate: Callable[..., dict[str, float]]  # model, tasks, `batch_size` -> scores by name
+    evaluator: Callable[..., ScoreEvaluator]  # tasks, `batch_size` -> the trainer's evaluator
 
     def dev_score(self, model: SentenceTransformer, task: Any, batch_size: int) -> float:
         """Returns the score of the dev task that is chosen by.

@@ -40,19 +40,12 @@ _PACKAGES = ("gcbs_st", "sentence-transformers", "transformers", "accelerate", "
 
 @dataclasses.dataclass(frozen=True)
 class TrainedRun:
-    """A training that has ended.
+    """A training that has ended."""
 
-    Attributes:
-        model: trained, without the head that only training needs.
-        trainer: that trained it.
-        seconds: that the training took.
-        record: its scores, steps, loss, plans and seconds, see `score` and `training_record`.
-    """
-
-    model: SentenceTransformer
-    trainer: SentenceTransformerTrainer
-    seconds: float
-    record: Record
+    model: SentenceTransformer  # trained, without the head that only training needs
+    trainer: SentenceTransformerTrainer  # that trained it
+    seconds: float  # that the training took
+    record: Record  # its scores, steps, loss, plans and seconds, see `score` and `training_record`
 
 
 def train_run(  # noqa: PLR0913 - the two engines differ in these

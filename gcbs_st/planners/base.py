@@ -85,19 +85,12 @@ class BasePlanner:
 
 @dataclass(frozen=True)
 class Abilities:
-    """What is known of a planner, whoever wrote it.
+    """What is known of a planner, whoever wrote it."""
 
-    Attributes:
-        splits: several processes may each plan a part of the rows.
-        needs_embeddings: the order depends on the embeddings.
-        covers_each_row_once: the order is a bijection.
-        clusters_per_batch: clusters that make a batch; None for a planner that knows no clusters.
-    """
-
-    splits: bool
-    needs_embeddings: bool
-    covers_each_row_once: bool
-    clusters_per_batch: int | None
+    splits: bool  # several processes may each plan a part of the rows
+    needs_embeddings: bool  # the order depends on the embeddings
+    covers_each_row_once: bool  # the order is a bijection
+    clusters_per_batch: int | None  # clusters that make a batch; None for a planner that knows no clusters
 
 
 def abilities_of(planner: Planner) -> Abilities:

@@ -28,41 +28,24 @@ _LEAST_FITTED = 30
 
 
 class _Near(NamedTuple):
-    """What m anchors show within a batch.
+    """What m anchors show within a batch."""
 
-    Attributes:
-        places: (m,) where they stand in the order.
-        own: (m,) scores of their own positives.
-        batch: (m,) log-sum-exp over their batch.
-        random: (m,) log-sum-exp over a random batch, the mean of several where there are few anchors.
-        mean: (m,) mean score within their batch.
-        false: (m,) negatives in their batch that score above their positive.
-    """
-
-    places: np.ndarray
-    own: np.ndarray
-    batch: np.ndarray
-    random: np.ndarray
-    mean: np.ndarray
-    false: np.ndarray
+    places: np.ndarray  # (m,) where they stand in the order
+    own: np.ndarray  # (m,) scores of their own positives
+    batch: np.ndarray  # (m,) log-sum-exp over their batch
+    random: np.ndarray  # (m,) log-sum-exp over a random batch, the mean of several where there are few anchors
+    mean: np.ndarray  # (m,) mean score within their batch
+    false: np.ndarray  # (m,) negatives in their batch that score above their positive
 
 
 class _Wide(NamedTuple):
-    """What s of these anchors show against all rows.
+    """What s of these anchors show against all rows."""
 
-    Attributes:
-        chosen: (s,) which of them.
-        all: (s,) log-sum-exp over all rows.
-        hardest: (s,) log-sum-exp over their own positive and their B - 1 hardest negatives.
-        top: (s,) highest score.
-        tail: (s,) share of the hardest negatives that sit in their batch.
-    """
-
-    chosen: np.ndarray
-    all: np.ndarray
-    hardest: np.ndarray
-    top: np.ndarray
-    tail: np.ndarray
+    chosen: np.ndarray  # (s,) which of them
+    all: np.ndarray  # (s,) log-sum-exp over all rows
+    hardest: np.ndarray  # (s,) log-sum-exp over their own positive and their B - 1 hardest negatives
+    top: np.ndarray  # (s,) highest score
+    tail: np.ndarray  # (s,) share of the hardest negatives that sit in their batch
 
 
 def estimate_quality(

@@ -29,36 +29,24 @@ _CHUNK_ROWS, _CHUNK_PRODUCTS = 512, 2**24
 class PlanQuality:
     """What a plan leaves of the gap between global and in-batch loss.
 
-    Attributes:
-        train: mean in-batch loss, nats.
-        global_loss: mean loss of the same anchors against all positives, nats.
-        gap: global_loss - train, at least 0.
-        gap_bound: the bound that is easy to compute, mean_i [max_j s_ij - mean_{j in B(i)} s_ij] + log(n / B).
-        gap_random: the gap of a seeded random order; None if it was not asked for.
-        gap_limit: the gap if every anchor chose its own B - 1 hardest negatives, which no partition reaches.
-        closed: (gap_random - gap) / (gap_random - gap_limit): 0 is random, 1 the unreachable limit.
-        tail_coverage: share of an anchor's 10 hardest negatives that sit in its batch, in [0, 1].
-        false_negatives: mean number of in-batch negatives scored above the anchor's own positive.
-        rows_used: rows in whole batches.
-        rows: n.
-
     Example:
         >>> rows = np.eye(4)
         >>> plan_quality(rows, rows, np.arange(4), batch_size=2, compare=False).rounded(2)["rows_used"]
         4
     """
 
-    train: float
-    global_loss: float
-    gap: float
-    gap_bound: float
-    tail_coverage: float
-    false_negatives: float
-    rows_used: int
-    rows: int
-    gap_random: float | None = None
+    train: float  # mean in-batch loss, nats
+    global_loss: float  # mean loss of the same anchors against all positives, nats
+    gap: float  # global_loss - train, at least 0
+    gap_bound: float  # the bound that is easy to compute, mean_i [max_j s_ij - mean_{j in B(i)} s_ij] + log(n / B)
+    tail_coverage: float  # share of an anchor's 10 hardest negatives that sit in its batch, in [0, 1]
+    false_negatives: float  # mean number of in-batch negatives scored above the anchor's own positive
+    rows_used: int  # rows in whole batches
+    rows: int  # n
+    gap_random: float | None = None  # the gap of a seeded random order; None if it was not asked for
+    # The gap if every anchor chose its own B - 1 hardest negatives, which no partition reaches.
     gap_limit: float | None = None
-    closed: float | None = None
+    closed: float | None = None  # (gap_random - gap) / (gap_random - gap_limit): 0 is random, 1 the unreachable limit
 
     def logged(self) -> dict[str, float]:
         """Returns the fields that tell something over the steps of a run."""

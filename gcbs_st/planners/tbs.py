@@ -102,31 +102,18 @@ class TailBatchPlanner(BasePlanner):
 
 
 class _State(NamedTuple):
-    """What the swaps read, and what they change: order, where and inside.
+    """What the swaps read, and what they change: order, where and inside."""
 
-    Attributes:
-        anchors: (n, d) float32, as `as_float32` gives them.
-        positives: (n, d) float32.
-        totals: (n,) float64 log-sum-exp of each row over all rows.
-        scale: 1 / temperature.
-        hardest: (n, k) int32, each row's hardest negatives.
-        shares: (n, k) float32, exp(s_ij - total_i) of each.
-        order: (n,) int64.
-        where: (n,) int64, the place of each row in the order; -1 outside of whole batches.
-        inside: (n,) float64, the share of each row's sum that is in its batch: exp(-gap).
-        b: rows per batch.
-    """
-
-    anchors: np.ndarray
-    positives: np.ndarray
-    totals: np.ndarray
-    scale: float
-    hardest: np.ndarray
-    shares: np.ndarray
-    order: np.ndarray
-    where: np.ndarray
-    inside: np.ndarray
-    b: int
+    anchors: np.ndarray  # (n, d) float32, as `as_float32` gives them
+    positives: np.ndarray  # (n, d) float32
+    totals: np.ndarray  # (n,) float64 log-sum-exp of each row over all rows
+    scale: float  # 1 / temperature
+    hardest: np.ndarray  # (n, k) int32, each row's hardest negatives
+    shares: np.ndarray  # (n, k) float32, exp(s_ij - total_i) of each
+    order: np.ndarray  # (n,) int64
+    where: np.ndarray  # (n,) int64, the place of each row in the order; -1 outside of whole batches
+    inside: np.ndarray  # (n,) float64, the share of each row's sum that is in its batch: exp(-gap)
+    b: int  # rows per batch
 
 
 def raise_worst_rows(state: _State, passes: int = _PASSES) -> int:

@@ -36,40 +36,26 @@ _NEEDED: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A finished run.
+    """A finished run."""
 
-    Attributes:
-        folder: where it lies.
-        experiment: the folder of the experiment or comparison that it is part of.
-        name: of the run or arm; the runs of an arm differ in their seeds.
-        seed: of its training.
-        config: its configuration, as `config.yaml` holds it.
-        record: scores, seconds, and where they come from, as `results.json` holds them.
-        log: what the trainer logged, one entry per call; for runs that kept no log, what their record tells of it.
-    """
-
-    folder: Path
-    experiment: Path
-    name: str
-    seed: int
-    config: Mapping[str, Any]
-    record: Mapping[str, Any]
+    folder: Path  # where it lies
+    experiment: Path  # the folder of the experiment or comparison that it is part of
+    name: str  # of the run or arm; the runs of an arm differ in their seeds
+    seed: int  # of its training
+    config: Mapping[str, Any]  # its configuration, as `config.yaml` holds it
+    record: Mapping[str, Any]  # scores, seconds, and where they come from, as `results.json` holds them
+    # What the trainer logged, one entry per call; for runs that kept no log, what their record tells of it.
     log: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Runs:
-    """What some folders hold.
+    """What some folders hold."""
 
-    Attributes:
-        runs: the finished runs, each once, in the order of the folders.
-        before: scores of the untrained model by experiment, where they are recorded.
-        left_out: folders inside those that were asked for that hold no run yet.
-    """
-
-    runs: list[RunRecord]
+    runs: list[RunRecord]  # the finished runs, each once, in the order of the folders
+    # Scores of the untrained model by experiment, where they are recorded.
     before: dict[Path, Mapping[str, Any]] = field(default_factory=dict)
-    left_out: list[Path] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)  # folders inside those that were asked for that hold no run yet
 
 
 def read_runs(folders: Sequence[Path]) -> Runs:

@@ -6,6 +6,7 @@ The options stand among the hyper-parameters, where the host writes those of any
 from __future__ import annotations
 
 import logging
+from importlib.resources import files
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -25,60 +26,27 @@ from gcbs_st.planners import (
 
 logger = logging.getLogger(__name__)
 
-GCBS = """
-@inproceedings{sachidananda2023gcbs,
-    title={Global Selection of Contrastive Batches via Optimization on Sample Permutations},
-    author={Vin Sachidananda and Ziyi Yang and Chenguang Zhu},
-    booktitle={International Conference on Machine Learning},
-    year={2023},
-    eprint={2210.12874},
-    archivePrefix={arXiv}
-}
-"""
-NGAME = """
-@inproceedings{dahiya2023ngame,
-    title={NGAME: Negative Mining-aware Mini-batching for Extreme Classification},
-    author={Kunal Dahiya and Nilesh Gupta and Deepak Saini and others},
-    booktitle={International Conference on Web Search and Data Mining},
-    year={2023},
-    eprint={2207.04452},
-    archivePrefix={arXiv}
-}
-"""
-BATCH_SAMPLER = """
-@inproceedings{yang2023batchsampler,
-    title={BatchSampler: Sampling Mini-Batches for Contrastive Learning in Vision, Language, and Graphs},
-    author={Zhen Yang and Tinglin Huang and Ming Ding and Yuxiao Dong and Rex Ying and Yukuo Cen and Yangliao Geng and Jie Tang},
-    booktitle={ACM SIGKDD Conference on Knowledge Discovery and Data Mining},
-    year={2023},
-    eprint={2306.03355},
-    archivePrefix={arXiv}
-}
-"""
-B3 = """
-@misc{thirukovalluru2025b3,
-    title={Breaking the Batch Barrier (B3) of Contrastive Learning via Smart Batch Mining},
-    author={Raghuveer Thirukovalluru and Rui Meng and Ye Liu and Karthikeyan K and Mingyi Su and Ping Nie and Semih Yavuz and Yingbo Zhou and Wenhu Chen and Bhuwan Dhingra},
-    year={2025},
-    eprint={2505.11293},
-    archivePrefix={arXiv}
-}
-"""
 SOFTWARE = f"""
 @software{{gcbs_st,
     title={{gcbs_st: batches composed from the model's own embeddings, for sentence-transformers}},
     version={{{__version__}}}
 }}
 """
-# What the planners come from; a planner of the user's has no paper that we know of.
+# What the planners come from: title and key in citations.bib. A planner of the user's has no paper that we know of.
 _PAPERS: dict[type, tuple[str, str]] = {
-    BestPlanner: ("NGAME", NGAME),
-    BisectPlanner: ("NGAME", NGAME),
-    GCBSPlanner: ("Global Contrastive Batch Sampling", GCBS),
-    PartitionPlanner: ("B3", B3),
-    RandomWalkPlanner: ("BatchSampler", BATCH_SAMPLER),
-    TailBatchPlanner: ("Global Contrastive Batch Sampling", GCBS),
+    BestPlanner: ("NGAME", "dahiya2023ngame"),
+    BisectPlanner: ("NGAME", "dahiya2023ngame"),
+    GCBSPlanner: ("Global Contrastive Batch Sampling", "sachidananda2023gcbs"),
+    PartitionPlanner: ("B3", "thirukovalluru2025b3"),
+    RandomWalkPlanner: ("BatchSampler", "yang2023batchsampler"),
+    TailBatchPlanner: ("Global Contrastive Batch Sampling", "sachidananda2023gcbs"),
 }
+
+
+def read_citation(key: str) -> str:
+    """Returns the BibTeX entry of a key in citations.bib."""
+    entries = (files("gcbs_st.training") / "citations.bib").read_text(encoding="utf-8").split("\n\n")
+    return next(f"\n{entry.strip()}\n" for entry in entries if f"{{{key}," in entry)
 
 
 def name_method(card: Any, planner: Planner) -> None:
@@ -95,8 +63,8 @@ def name_method(card: Any, planner: Planner) -> None:
     card.add_tags(["gcbs_st", "planner:" + name_of(planner).replace("_", "-")])
     card.citations["gcbs_st"] = SOFTWARE
     if paper := _PAPERS.get(type(planner)):
-        title, citation = paper
-        card.citations[title] = citation
+        title, key = paper
+        card.citations[title] = read_citation(key)
 
 
 class MethodCallback(TrainerCallback):

@@ -33,20 +33,13 @@ class Affinity(NamedTuple):
     Row i touches ids[starts[i]:starts[i + 1]]. With such a row c in its batch, Z_i grows by gives[e] and Z_c
     by takes[e], each in units of what Z of that row holds without any neighbour, and `costs[e]` of the two
     ordered pairs (i, c) and (c, i) are pairs that should be kept apart.
-
-    Attributes:
-        starts: (m + 1,) int64.
-        ids: (entries,) int32.
-        gives: (entries,) float32, at least 0.
-        takes: (entries,) float32, at least 0.
-        costs: (entries,) int8, 0 to 2.
     """
 
-    starts: np.ndarray
-    ids: np.ndarray
-    gives: np.ndarray
-    takes: np.ndarray
-    costs: np.ndarray
+    starts: np.ndarray  # (m + 1,) int64
+    ids: np.ndarray  # (entries,) int32
+    gives: np.ndarray  # (entries,) float32, at least 0
+    takes: np.ndarray  # (entries,) float32, at least 0
+    costs: np.ndarray  # (entries,) int8, 0 to 2
 
 
 def find_in_cells(

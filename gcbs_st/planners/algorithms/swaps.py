@@ -29,19 +29,12 @@ _LARGE = 1e200
 
 
 class Seats(NamedTuple):
-    """A plan in the making: who sits where, and what Z of each row is.
+    """A plan in the making: who sits where, and what Z of each row is."""
 
-    Attributes:
-        order: (m,) int32 rows, blocks are batches.
-        place: (m,) int32, the inverse of `order`.
-        part: (m,) int32 batch of each row.
-        z: (m,) float64, Z of each row in its own unit.
-    """
-
-    order: np.ndarray
-    place: np.ndarray
-    part: np.ndarray
-    z: np.ndarray
+    order: np.ndarray  # (m,) int32 rows, blocks are batches
+    place: np.ndarray  # (m,) int32, the inverse of `order`
+    part: np.ndarray  # (m,) int32 batch of each row
+    z: np.ndarray  # (m,) float64, Z of each row in its own unit
 
 
 def anneal_swaps(
