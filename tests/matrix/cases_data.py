@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from conftest import VOCABULARY
-from sentence_transformers.sentence_transformer import losses
 
 from matrix.case import Case, Run
 from matrix.materials import (
@@ -105,7 +104,7 @@ CASES = [
         rows=lambda: negatives(3), columns=("anchor",), arguments={"planner_columns": ["anchor"]}, **given_columns(5),
     ),
     Case("unsupervised: each sentence twice", model=bert, rows=twice),
-    Case("a score before the texts", rows=score_first, loss=losses.CoSENTLoss, **given_columns(2, labels=True)),
+    Case("a score before the texts", rows=score_first, **given_columns(2, labels=True)),
     Case("two datasets, round robin", rows=two_sets, check=counts((10, 4), (10, 4)), **RR_STEPS),
     Case(
         "two datasets, proportional",
