@@ -43,10 +43,7 @@ class Run:
 
 
 def find_arm(config: ExperimentConfig, name: str) -> ArmConfig:
-    """Returns an arm by its name.
-
-    Raises a ConfigError if none of the three has that name.
-    """
+    """Returns an arm by its name; raises a ConfigError if there is none."""
     if name in config.arms:
         return config.arms[name]
     if name in config.runs:
@@ -127,10 +124,7 @@ def make_arguments(run: Run, rows: int | None) -> SentenceTransformerTrainingArg
 
 
 def loss_with_guide(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module:
-    """Returns the loss, whose option `guide: initial` stands for a frozen copy of the model.
-
-    Raises a ConfigError for an unknown loss or option.
-    """
+    """Returns the loss; its option `guide: initial` stands for a frozen copy of the model."""
     if config.options.get("guide") != "initial":
         return make_loss(config, model)
     guide = freeze(copy.deepcopy(model))

@@ -27,23 +27,13 @@ class ExperimentData:
 
 
 def load_data(config: ExperimentConfig) -> ExperimentData:
-    """Returns the data of an experiment.
-
-    Training rows, held-out rows and the tasks that models are scored on.
-
-    Raises a ValueError for data that cannot be used. Raises a FileNotFoundError for data that is not there.
-    """
+    """Returns the data of an experiment; raises a ValueError or FileNotFoundError where it cannot be used."""
     train, held_out = load_rows(config)
     return ExperimentData(train, held_out, load_tasks(config.evaluation), corpus_hash(train))
 
 
 def load_rows(config: ExperimentConfig) -> tuple[Dataset, Dataset | None]:
-    """Returns the rows of an experiment.
-
-    Training rows, and held-out rows where the configuration asks for some.
-
-    Raises a ValueError for data that cannot be used. Raises a FileNotFoundError for data that is not there.
-    """
+    """Returns the training rows of an experiment, and its held-out rows or None; raises as `load_data` does."""
     options = dataclasses.asdict(config.corpus)
     held_out_rows = options.pop("held_out")
     corpus = load_corpus(**options)

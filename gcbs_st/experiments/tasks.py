@@ -40,10 +40,7 @@ class Scoring:
     evaluator: Callable[..., ScoreEvaluator]  # tasks, `batch_size` -> the trainer's evaluator
 
     def dev_score(self, model: SentenceTransformer, task: Any, batch_size: int) -> float:
-        """Returns the score of the dev task that is chosen by.
-
-        In points, x 100.
-        """
+        """Returns the score x 100 of the dev task that is chosen by."""
         return self.evaluate(model, {self.dev_task: task}, batch_size=batch_size)[self.dev_metric]
 
 
@@ -60,9 +57,7 @@ def load_tasks(config: EvaluationConfig) -> Tasks:
     """Returns the tasks of an experiment by name, those of the splits that it asks for.
 
     Code search: `code-dev`, `code-test` and `CoSQA-dev`, the last two with the split test. STS: see `load_sts_tasks`.
-
-    Raises a ConfigError for an unknown split, or none that has a task. Raises a ValueError for data that cannot be
-    used. Raises a FileNotFoundError for data that is not there.
+    Raises a ConfigError for an unknown split, or none that has a task.
     """
     code = config.code_search
     if code is None:

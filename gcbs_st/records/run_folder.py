@@ -61,8 +61,7 @@ class Runs:
 def read_runs(folders: Sequence[Path]) -> Runs:
     """Returns the runs that folders hold; those of one folder by name and seed.
 
-    Raises a ValueError if a folder is not there or holds no run, or a file is damaged or missing; the message names
-    it.
+    Raises a ValueError that names a folder which is not there or holds no run, or a file that is damaged or missing.
     """
     found: dict[Path, RunRecord] = {}
     before: dict[Path, Mapping[str, Any]] = {}
@@ -86,10 +85,7 @@ def read_runs(folders: Sequence[Path]) -> Runs:
 
 
 def read_run_record(folder: Path) -> RunRecord:
-    """Returns what the folder of one run holds.
-
-    Raises a ValueError if a file is damaged or missing; the message names it.
-    """
+    """Returns what the folder of one run holds; raises a ValueError that names a file if it is damaged or missing."""
     config = _read_yaml(folder / CONFIG_FILE)
     results = folder / RESULTS_FILE
     if not results.is_file():
@@ -106,10 +102,7 @@ def read_run_record(folder: Path) -> RunRecord:
 
 
 def read_run(folder: Path) -> tuple[ExperimentConfig, RunRecord]:
-    """Returns the configuration of a finished run, as this version understands it, and its record.
-
-    Raises a ValueError if the folder is not a finished run's; the message says what is missing.
-    """
+    """Returns the configuration and record of a finished run; raises a ValueError that says what is missing."""
     if not folder.is_dir():
         raise ValueError(f"--run: {folder} is not there, expected the folder of a run, such as runs/quickstart/gcbs.")
     if not (folder / CONFIG_FILE).is_file():
@@ -126,10 +119,7 @@ def read_run(folder: Path) -> tuple[ExperimentConfig, RunRecord]:
 
 
 def read_config(file: Path) -> ExperimentConfig:
-    """Returns the configuration in a run's `config.yaml`.
-
-    Raises a ValueError if it is damaged; the message names it.
-    """
+    """Returns the configuration in a run's `config.yaml`; raises a ValueError that names it if it is damaged."""
     try:
         return load_config(file)
     except (ConfigError, UnicodeDecodeError) as error:

@@ -185,10 +185,7 @@ class PlanningArguments(_Host):
         return steps
 
     def check_planning(self) -> None:
-        """Refuses fields that cannot be planned with.
-
-        Raises a ValueError that says the field, what it holds and what it may hold.
-        """
+        """Raises a ValueError that says the field, what it holds and what it may hold, if one is wrong."""
         self._check_numbers()
         for name, nothing, whole in (
             ("replan_steps", "each epoch's start", "an epoch"),
@@ -261,10 +258,9 @@ class PlanningArguments(_Host):
         return {name: value for name, value in vars(self).items() if name != "_made"}
 
     def cooldown_start(self, max_steps: int) -> int | None:
-        """Returns the first optimizer step of the random batches at the end.
+        """Returns the optimizer step at which the random batches at the end begin; None if there are none.
 
-        A step in [0, max_steps); None if there is no cool-down, so that a run which is resumed to more steps draws
-        what a longer one would have drawn.
+        A run which is resumed to more steps then draws what a longer one would have drawn.
         """
         steps = self.planner_cooldown_steps
         if steps == 0:
@@ -291,10 +287,7 @@ class PlanningArguments(_Host):
 
     @classmethod
     def from_plain(cls, args: BaseTrainingArguments) -> Self:
-        """Returns plain arguments with the defaults of our fields; arguments of ours as they are.
-
-        Raises a TypeError for arguments of another class, whose methods would be lost.
-        """
+        """Returns plain arguments with the defaults of our fields; arguments of ours as they are."""
         if isinstance(args, cls):
             return args
         if type(args) is not cls.plain_class:

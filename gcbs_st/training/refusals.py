@@ -14,10 +14,7 @@ _TRAINERS = {
 
 
 def refuse_model(model: Any, trainer_class: type) -> None:
-    """Raises if the model belongs to another trainer.
-
-    Raises a ValueError for a model of the host's that has another trainer, or none.
-    """
+    """Raises a ValueError for a model of the host that belongs to another trainer, or to none."""
     classes = [one.__name__ for one in type(model).__mro__]
     kind = next((name for name in classes if name in _TRAINERS), None)
     if kind is None or _TRAINERS[kind] in [one.__name__ for one in trainer_class.__mro__]:
@@ -27,10 +24,7 @@ def refuse_model(model: Any, trainer_class: type) -> None:
 
 
 def refuse_unsupported(trainer: Any) -> None:
-    """Raises if a step would train on other rows than those that were planned for it.
-
-    Raises a ValueError for sharded weights, or batches that are cut or dealt out anew after they were planned.
-    """
+    """Raises a ValueError if a step would train on other rows than those that were planned for it."""
     accelerator = trainer.accelerator
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     sharded = "Rows are embedded by each process on its own, which holds only a part of the weights. Use DDP"
@@ -53,10 +47,7 @@ def refuse_unsupported(trainer: Any) -> None:
 
 
 def refuse_sampler(args: Any) -> None:
-    """Raises if the user asks for batches that somebody else composes.
-
-    Raises a ValueError for a batch sampler that is neither the host's default nor `no_duplicates`.
-    """
+    """Raises a ValueError for a batch sampler that is neither the default of the host nor `no_duplicates`."""
     if getattr(args.batch_sampler, "name", None) not in ("BATCH_SAMPLER", "NO_DUPLICATES", "NO_DUPLICATES_HASHED"):
         raise ValueError(
             f"batch_sampler: got {args.batch_sampler!r}, but which rows share a batch is the planner's to decide. "

@@ -38,10 +38,7 @@ class RowMemory:
         self._row_counts: dict[str, int] = {}
 
     def open(self, folder: Path) -> None:
-        """Starts anew with the rows of the training set. To be called by all ranks.
-
-        Raises a ValueError for columns that cannot be planned on, or states of a loss that are of other rows.
-        """
+        """Starts anew with the rows of the training set. To be called by all ranks."""
         self.close()
         trainer, args = self.trainer, self.trainer.args
         parts = self._parts()
@@ -70,12 +67,7 @@ class RowMemory:
 
     @contextmanager
     def watching(self, rows: np.ndarray, step: int) -> Iterator[None]:
-        """Tells the losses which rows pass, and harvests what passes, meanwhile.
-
-        Args:
-            rows: (B,) ids of the batch's rows in the concatenated datasets.
-            step: optimizer steps taken so far.
-        """
+        """Tells the losses which rows of the concatenated datasets pass meanwhile, and harvests what passes."""
         if self.source is None or self.row_states is None:
             yield
             return

@@ -31,10 +31,7 @@ def draw_rest(n: int, batch_size: int, rng: np.random.Generator) -> tuple[np.nda
 
 
 def cluster_size_of(batch_size: int, clusters_per_batch: int) -> int:
-    """Returns the rows per cluster.
-
-    Raises a ValueError if `clusters_per_batch` does not divide `batch_size`.
-    """
+    """Returns the rows per cluster; raises a ValueError if `clusters_per_batch` does not divide `batch_size`."""
     if batch_size % clusters_per_batch:
         raise ValueError(
             f"clusters_per_batch: got {clusters_per_batch} with batches of {batch_size} rows, expected a divisor of "
