@@ -1,0 +1,1 @@
+"""Folders of finished runs in, one HTML and one Markdown report out."""
