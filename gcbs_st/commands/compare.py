@@ -80,8 +80,6 @@ def _draw(content: dict[str, Any], folder: Path) -> None:
     from gcbs_st.reports.charts.pictures import draw_comparison
 
     try:
-        files = draw_comparison(content, folder)
+        tell(f"Pictures: {', '.join(map(str, draw_comparison(content, folder)))}")
     except ImportError as error:
         tell(f"No pictures were drawn: {error}, and run the command again.")
-        return
-    tell(f"Pictures: {', '.join(map(str, files))}")

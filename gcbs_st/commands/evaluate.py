@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import sys
 from collections.abc import Callable, Sequence
 
@@ -48,11 +50,19 @@ def _run(
     parser.add_argument("--json", action="store_true", help="print one JSON object, name -> score, and nothing else")
     arguments = parser.parse_args(argv)
     shell.quieten()
-    return shell.run_command(program, lambda: shell.print_scores(lambda: score(arguments), as_json=arguments.json))
+    return shell.run_command(program, lambda: _print_scores(arguments, score))
+
+
+def _print_scores(arguments: argparse.Namespace, score: Callable[..., dict[str, float]]) -> None:
+    shell.check_model_options(arguments)
+    with contextlib.redirect_stdout(sys.stderr):
+        scores = {name: round(value, 2) for name, value in score(arguments).items()}
+    width = max(map(len, scores))
+    lines = [f"{name:<{width}}  {value:6.2f}" for name, value in scores.items()]
+    print(json.dumps(scores) if arguments.json else "\n".join(lines))
 
 
 def _score_sts(arguments: argparse.Namespace) -> dict[str, float]:
-    shell.check_model_options(arguments)
     # Imported here so that --help and a mistyped option answer at once.
     from gcbs_st.evaluation.sts import evaluate_sts as evaluate
     from gcbs_st.evaluation.sts_tasks import load_sts_tasks
@@ -63,7 +73,6 @@ def _score_sts(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _score_code_search(arguments: argparse.Namespace) -> dict[str, float]:
-    shell.check_model_options(arguments)
     if arguments.pairs is None and arguments.cosqa is None:
         raise ValueError("--pairs or --cosqa: got neither, expected at least one, such as --pairs code")
     from gcbs_st.corpora.corpus import load_corpus

@@ -13,14 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gcbs_st.commands.shell import (
-    add_model_options,
-    check_model_options,
-    make_parser,
-    open_model,
-    quieten,
-    run_command,
-)
+import gcbs_st.commands.shell as shell
 
 if TYPE_CHECKING:
     from gcbs_st.evaluation.sts_tasks import StsTask
@@ -36,16 +29,16 @@ LABELS = {"SICK-R": "SICK-R, test split (SimCSE)", "SICK-R-all": "SICK-R, all pa
 
 def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st evaluate-mteb") -> int:
     """Runs the command line and returns the exit code, see `gcbs_st.commands.shell`."""
-    parser = make_parser(program, __doc__, EXAMPLE)
+    parser = shell.make_parser(program, __doc__, EXAMPLE)
     add = parser.add_argument
-    add_model_options(parser)
+    shell.add_model_options(parser)
     add("--tasks", nargs="+", metavar="TASK", help="mteb's names, with --data-dir of STS tasks (default: the seven)")
     add("--data-dir", help="folder of NAME.jsonl and NAME.SPLIT.jsonl files (default: mteb loads from the hub)")
     add("--output", default="runs/mteb", help="folder of mteb's result files (default: %(default)s)")
     add("--name", help="ORGANISATION/NAME of the model in them (default: made from --model)")
     arguments = parser.parse_args(argv)
-    quieten()
-    return run_command(program, lambda: _evaluate(arguments))
+    shell.quieten()
+    return shell.run_command(program, lambda: _evaluate(arguments))
 
 
 def name_of(model: str) -> str:
@@ -70,9 +63,8 @@ def local_tasks(folder: str, wanted: Sequence[str] | None) -> dict[str, StsTask]
     from gcbs_st.evaluation.sts_tasks import StsTask, load_sts_tasks
 
     path = Path(os.path.expandvars(folder)).expanduser()
-    parts = ("train", "dev", "test")
-    complete = all(any(path.glob(f"SICK-R.{split}.jsonl*")) for split in parts[:2])
-    found = load_sts_tasks(folder, splits=parts if complete else ("test",))
+    complete = all(any(path.glob(f"SICK-R.{split}.jsonl*")) for split in ("train", "dev"))
+    found = load_sts_tasks(folder, splits=("train", "dev", "test") if complete else ("test",))
     if missing := [name for name in wanted or [] if name not in found]:
         raise ValueError(f"--tasks: got {', '.join(missing)}, but {folder} has no test file of that name")
     tasks = {name: found[name] for name in wanted or SEVEN if name in found}
@@ -88,14 +80,14 @@ def local_tasks(folder: str, wanted: Sequence[str] | None) -> dict[str, StsTask]
 
 def score(arguments: argparse.Namespace) -> dict[str, float]:
     """Returns the score x 100 of each task by our names (SICK-R on all pairs is `SICK-R-all`); writes mteb's files."""
-    check_model_options(arguments)
+    shell.check_model_options(arguments)
     name = arguments.name or name_of(arguments.model)
     if name.count("/") != 1:
         raise ValueError(f"--name: got {name!r}, expected ORGANISATION/NAME")
     from gcbs_st.evaluation.mteb_protocol import evaluate_hub_tasks, evaluate_sts_mteb, weights_hash
 
     tasks = local_tasks(arguments.data_dir, arguments.tasks) if arguments.data_dir else None
-    model = open_model(arguments)
+    model = shell.open_model(arguments)
     config = getattr(getattr(model[0], "auto_model", None), "config", None)
     revision = getattr(config, "_commit_hash", None) or weights_hash(model)
     shared = {"model_name": name, "revision": revision, "batch_size": arguments.batch_size}

@@ -48,26 +48,23 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st inspect")
 def _inspect(arguments: argparse.Namespace) -> None:
     # After the arguments: the libraries take seconds to import, and --help should not.
     from gcbs_st.files import write_text
+    from gcbs_st.reports.charts.charts import run_charts
     from gcbs_st.reports.html import batches_page
 
-    inspected = open_inspected(arguments)
+    inspected = _open_inspected(arguments)
     content = make_content(inspected)
     charts: dict[str, bytes] = {}
     try:
-        from gcbs_st.reports.charts.charts import run_charts
-
-        charts = run_charts(inspected.log_history) if inspected.log_history else {}
+        charts = run_charts(inspected.log_history)
     except ImportError:
         content["notes"].append(NO_CHARTS)
     page = batches_page(content, charts)
     write_text(Path(arguments.out), page)
     shown = sum(len(group["batches"]) for group in content["groups"])
-    megabytes = len(page.encode("utf-8")) / 1e6
-    print(f"{arguments.out}: {shown} batches, {megabytes:.1f} MB; open it in a browser.")
+    print(f"{arguments.out}: {shown} batches, {len(page.encode()) / 1e6:.1f} MB; open it in a browser.")
 
 
-def open_inspected(arguments: argparse.Namespace) -> Inspected:
-    """Returns the plan and its run; raises a ValueError if options do not go together."""
+def _open_inspected(arguments: argparse.Namespace) -> Inspected:
     from gcbs_st.planners.quality import SCALE
     from gcbs_st.reports.inspection.inspected import open_checkpoint, open_files, open_run
 

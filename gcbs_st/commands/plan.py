@@ -20,8 +20,6 @@ from gcbs_st.commands.shell import make_parser, run_command
 if TYPE_CHECKING:
     import numpy as np
 
-    from gcbs_st.batches.shared_values import SharedValues
-
 EXAMPLE = """
 {program} --anchors A.npy --positives P.npy --batch-size 64 --planner gcbs --out order.npy
 {program} --anchors A.npy --positives P.npy --batch-size 64 --planner gcbs --option quantile=0.99 --seed 1 \\
@@ -49,7 +47,6 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st plan") ->
 def _plan(arguments: argparse.Namespace) -> None:
     import numpy as np
 
-    from gcbs_st.batches.shared_values import SharedValues
     from gcbs_st.files import write_bytes
     from gcbs_st.planners import check_order, make_planner
     from gcbs_st.planners.base import abilities_of, check_batches, configured
@@ -65,8 +62,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     checked = (len(anchors), arguments.planner) if once else (len(anchors), arguments.batch_size, arguments.planner)
     order = (check_order if once else check_batches)(order, *checked)
     if arguments.groups is not None:
-        groups = SharedValues(np.arange(len(anchors)), np.load(arguments.groups).reshape(len(anchors)))
-        order = _keep_apart(groups, order, arguments.batch_size)
+        order = _keep_apart(np.load(arguments.groups).reshape(len(anchors)), order, arguments.batch_size)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     content = io.BytesIO()
@@ -88,10 +84,13 @@ def parse_option(text: str) -> tuple[str, object]:
     return key, yaml.safe_load(value)
 
 
-def _keep_apart(groups: SharedValues, order: np.ndarray, batch_size: int) -> np.ndarray:
+def _keep_apart(group_of_row: np.ndarray, order: np.ndarray, batch_size: int) -> np.ndarray:
     """The order with rows of one group in different batches; the rows that fill no batch stay at the end."""
     import numpy as np
 
+    from gcbs_st.batches.shared_values import SharedValues
+
+    groups = SharedValues(np.arange(len(group_of_row)), group_of_row)
     whole = len(order) // batch_size * batch_size
     separated = groups.separate(order[:whole], batch_size)
     if found := groups.clashes(separated, batch_size):

@@ -11,16 +11,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
-import json
 import logging
 import os
 import shutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +101,6 @@ def one_line(error: BaseException) -> str:
 def tell(line: str) -> None:
     """Writes a line to stderr at once."""
     print(line, file=sys.stderr, flush=True)
-
-
-def print_scores(score: Callable[[], Mapping[str, float]], *, as_json: bool) -> None:
-    """Prints what `score` returns on stdout, to two decimals; what libraries print meanwhile goes to stderr."""
-    with contextlib.redirect_stdout(sys.stderr):
-        scores = {name: round(value, 2) for name, value in score().items()}
-    if as_json:
-        print(json.dumps(scores))
-    else:
-        width = max(len(name) for name in scores)
-        print("\n".join(f"{name:<{width}}  {value:6.2f}" for name, value in scores.items()))
 
 
 def check_model_options(arguments: argparse.Namespace) -> None:

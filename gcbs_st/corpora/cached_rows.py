@@ -32,12 +32,14 @@ def cached_rows(kind: str, key: Any, width: int, make: Callable[[], Rows]) -> Ro
     rows = _read(file, width)
     if rows is None:
         rows = make()
-        _write(file, rows)
+        try:
+            write_text(file, json.dumps(rows))  # its escapes keep lone surrogates whole
+        except OSError as error:
+            logger.info("rows are not cached: %s", error)
     return rows
 
 
 def _read(file: Path, width: int) -> Rows | None:
-    """Rows of a cache file, or None if there is no such file or it is damaged."""
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == width for row in rows):
@@ -50,10 +52,3 @@ def _read(file: Path, width: int) -> Rows | None:
     except (OSError, ValueError) as error:
         logger.warning("ignored the cache file %s: %s", file, error)
         return None
-
-
-def _write(file: Path, rows: Rows) -> None:
-    try:
-        write_text(file, json.dumps(rows))  # its escapes keep lone surrogates whole
-    except OSError as error:
-        logger.info("rows are not cached: %s", error)

@@ -13,7 +13,6 @@ import inspect
 import logging
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from importlib.metadata import Distribution
@@ -22,7 +21,7 @@ import numpy as np
 
 from gcbs_st.corpora.cached_rows import Rows, cached_rows
 from gcbs_st.corpora.docstring_pairs import summary_of_docstring
-from gcbs_st.corpora.installed import find_distributions, parse_files, python_files
+from gcbs_st.corpora.installed import find_distributions, parse_files, parse_source, python_files
 from gcbs_st.corpora.near_duplicates import near_duplicate_pairs, without_later
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,6 @@ MOST_LINES = 200  # longer ones are tables and command lines more often than som
 NEAR_DUPLICATE = 0.8  # share of common words; that of Allamanis (Onward! 2019), whose tool CodeSearchNet used
 
 FUNCTION = re.compile(r"^(?P<indent>[ \t]*)(?:async[ ]+)?def[ ]+(?P<name>\w+)", re.MULTILINE)
-QUOTES = ('"""', "'''")
 SKIPPED_NAME = re.compile(r".*test.*|__\w+__", re.IGNORECASE)
 GENERATED_FILE = re.compile(r".*_pb2(_grpc)?|_?version|.*_generated|generated_.*")
 GENERATED = re.compile(r"(?i)auto(?:matically)?[- ]?generated|generated (?:by|from)|do not (?:edit|modify)|@generated")
@@ -93,9 +91,7 @@ def unique_rows(rows: Sequence[tuple[str, ...]]) -> Rows:
     Rows are (split, distribution, summary, function); they return in the order of `SPLITS`, then of the other fields.
     """
     rows = sorted(set(rows), key=lambda row: (SPLITS.index(row[0]), *row[1:]))
-    alike = [np.empty((0, 2), dtype=np.int64)]
-    for side in (2, 3):
-        alike.append(near_duplicate_pairs([row[side] for row in rows], NEAR_DUPLICATE))
+    alike = [near_duplicate_pairs([row[side] for row in rows], NEAR_DUPLICATE) for side in (2, 3)]
     stays = without_later(len(rows), np.concatenate(alike))
     return [row for row, stay in zip(rows, stays, strict=True) if stay]
 
@@ -115,7 +111,7 @@ def pairs_of_source(source: str) -> Iterator[tuple[str, str]]:
         if SKIPPED_NAME.fullmatch(header["name"]):
             continue
         # A guess, so that few texts have to be looked at; the parser decides below what is a docstring.
-        starts = [at for quotes in QUOTES if (at := source.find(quotes, header.end(), end)) > 0]
+        starts = [at for quotes in ('"""', "'''") if (at := source.find(quotes, header.end(), end)) > 0]
         start = min(starts, default=-1)
         if start < 0 or source[header.end() : start].rstrip("rRuU").rstrip()[-1:] != ":":
             continue
@@ -136,11 +132,8 @@ def _end_of_block(indent: int) -> re.Pattern[str]:
 
 def _parsed_pair(text: str, indent: str) -> tuple[str, str] | None:
     """The pair of a function that a text begins with, or None if it is not one that passes the filters."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-            tree = ast.parse(f"if 1:\n{text}" if indent else text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = parse_source(f"if 1:\n{text}" if indent else text)
+    if tree is None:
         return None
     shift = 1 if indent else 0  # lines before the function's first
     node = tree.body[0].body[0] if isinstance(tree.body[0], ast.If) else tree.body[0]

@@ -108,7 +108,6 @@ def _text_columns(dataset: Dataset) -> list[str]:
 
 
 def _default_columns(dataset: Dataset, group: str | None) -> list[str]:
-    """The text columns to use when the user named none."""
     if {"anchor", "positive"} <= set(dataset.column_names):
         return ["anchor", "positive", *filter(NEGATIVE.fullmatch, dataset.column_names)]
     texts = [column for column in _text_columns(dataset) if column != group]
@@ -161,7 +160,6 @@ def _names(count: int) -> list[str]:
 
 
 def _without_blank_rows(dataset: Dataset, source: str) -> Dataset:
-    """The dataset without rows in which a text is missing or blank."""
     table = dataset.with_format("arrow")[:]
     usable = np.ones(len(dataset), dtype=bool)
     for column in _text_columns(dataset):

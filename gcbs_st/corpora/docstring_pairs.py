@@ -11,18 +11,15 @@ import itertools
 import logging
 import re
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 from gcbs_st.corpora.cached_rows import cached_rows
-from gcbs_st.corpora.installed import find_distributions, parse_files, python_files
+from gcbs_st.corpora.installed import find_distributions, parse_files, parse_source, python_files
 
 logger = logging.getLogger(__name__)
 
 # Part of the cache's key: raise it with every change below that changes the pairs.
 FORMAT_VERSION = 1
-
-# ---------------------------------------------------------------- what counts as prose
 
 SUMMARY_WORDS = (3, 40)
 PARAGRAPH_WORDS = (6, 100)
@@ -176,13 +173,8 @@ def _is_prose(text: str, words: tuple[int, int]) -> bool:
 
 def _parsed_docstring(definition: str) -> str:
     """The docstring of a class, function or module whose text ends with it; empty if it has none."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-            tree = ast.parse(definition)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ""
-    node = tree.body[0] if HEADER.match(definition) else tree
+    tree = parse_source(definition)
+    node = tree.body[0] if tree is not None and HEADER.match(definition) else tree
     if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         return ""
     return ast.get_docstring(node) or ""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,9 +15,9 @@ import joblib
 
 logger = logging.getLogger(__name__)
 
-# Tests do not say what a function does, and vendored packages repeat other distributions.
+# Tests do not say what a function does, vendored packages repeat other distributions, and scripts are outside (..).
 SKIPPED_FOLDERS = frozenset(
-    "test tests testing _testing vendor _vendor vendored _vendored extern _extern externals third_party".split()
+    ".. test tests testing _testing vendor _vendor vendored _vendored extern _extern externals third_party".split()
 )
 SKIPPED_FILE = re.compile(r"test_.*|.*_test|conftest")
 
@@ -52,8 +54,8 @@ def python_files(distributions: Iterable[importlib.metadata.Distribution]) -> It
     """Yields the `.py` files to read, without tests and vendored packages; their order depends only on their names."""
     for distribution in distributions:
         for file in sorted(distribution.files or []):
-            folders = SKIPPED_FOLDERS.union([".."])  # outside of site-packages: scripts
-            if file.suffix == ".py" and folders.isdisjoint(file.parts) and not SKIPPED_FILE.fullmatch(file.stem):
+            wanted = file.suffix == ".py" and not SKIPPED_FILE.fullmatch(file.stem)
+            if wanted and SKIPPED_FOLDERS.isdisjoint(file.parts):
                 yield Path(str(distribution.locate_file(file)))
 
 
@@ -65,6 +67,16 @@ def parse_files(files: Iterable[Path], parse: Callable[[str], Iterable[tuple[str
     # Its processes neither are forked from one with threads nor import the user's script anew.
     found = joblib.Parallel(n_jobs=jobs)(joblib.delayed(_parse_part)(part, parse) for part in parts)
     return set().union(*found)
+
+
+def parse_source(source: str) -> ast.Module | None:
+    """Returns the syntax tree of a source text, None if it cannot be parsed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+            return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
 
 
 def _parse_part(files: Sequence[Path], parse: Callable[[str], Iterable[tuple[str, str]]]) -> Pairs:

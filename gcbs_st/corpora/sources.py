@@ -22,7 +22,7 @@ FROM_PACKAGES = ("docstrings", "code")  # sources that are made of the installed
 
 # pandas would read the captions "None", "NA" and "null" as missing; only an empty cell is.
 CSV_OPTIONS = {"keep_default_na": False, "na_values": [""]}
-LOADERS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+LOADERS: dict[str, tuple[Callable[..., Dataset], dict[str, Any]]] = {
     ".jsonl": (Dataset.from_json, {}),
     ".json": (Dataset.from_json, {}),
     ".csv": (Dataset.from_csv, CSV_OPTIONS),
@@ -103,5 +103,4 @@ def _read_file(path: Path) -> Dataset:
     # The loaders' own cache looks at path and time only, so a file rewritten within the clock's tick would be stale.
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "gcbs_st" / content
     load, options = LOADERS[ending]
-    dataset: Dataset = load(str(path), cache_dir=str(cache), **options)
-    return dataset
+    return load(str(path), cache_dir=str(cache), **options)

@@ -16,8 +16,9 @@ from gcbs_st.config import ConfigError, ExperimentConfig, dump_config
 from gcbs_st.experiments.arms import plan_runs
 from gcbs_st.experiments.runner import Runner, run_all
 from gcbs_st.experiments.tasks import scoring_of
-from gcbs_st.experiments.training_run import Record, initial_model, score
+from gcbs_st.experiments.training_run import initial_model, score
 from gcbs_st.files import write_json, write_text
+from gcbs_st.records.run_result import RunResult
 from gcbs_st.records.statistics import summarise
 from gcbs_st.records.tables import comparison_report, markdown_table
 
@@ -80,19 +81,22 @@ def compare(config: ExperimentConfig, options: Options, tell: Tell) -> Content:
     runner = Runner(config, dev_steps=options.dev_steps, save_models=options.save_models)
     set_seed(options.seeds[0])  # a new head of the model is drawn at random
     before = score(initial_model(config), config, runner.data)
-    records: dict[str, dict[int, Record]] = {arm: {} for arm in options.arms}
+    records: dict[str, dict[int, RunResult]] = {arm: {} for arm in options.arms}
     content: Content = {}
     for run, record in run_all(runs, runner, tell):
         records[run.arm][run.seed] = record
         if run.arm == options.arms[-1]:  # the last arm of a seed
-            if len(steps := {records[arm][run.seed]["steps"] for arm in options.arms}) > 1:
+            if len(steps := {records[arm][run.seed].steps for arm in options.arms}) > 1:
                 tell(f"warning: the arms of seed {run.seed} took {sorted(steps)} steps, not as many each.")
             content = _write_comparison(config, options, records, before)
     return content
 
 
 def _write_comparison(
-    config: ExperimentConfig, options: Options, records: Mapping[str, Mapping[int, Record]], before: Record
+    config: ExperimentConfig,
+    options: Options,
+    records: Mapping[str, Mapping[int, RunResult]],
+    before: dict[str, float],
 ) -> Content:
     dev = scoring_of(config.evaluation).dev_metric
     summary = summarise(records, options.reference, dev)
@@ -106,13 +110,13 @@ def _write_comparison(
         "dev_steps": options.dev_steps,
         "dev_metric": dev,
         # Of all runs: a comparison that was interrupted may have gone on at another commit.
-        "commits": sorted({str(record["commit"]) for runs in records.values() for record in runs.values()}),
-        **{key: base[key] for key in ("corpus_hash", "training_rows", "python", "versions")},
-        "tasks": base.get("tasks", {}),
+        "commits": sorted({str(record.commit) for runs in records.values() for record in runs.values()}),
+        **{key: getattr(base, key) for key in ("corpus_hash", "training_rows", "python", "versions")},
+        "tasks": base.tasks or {},
         "config": yaml.safe_load(dump_config(config)),
         "before": before,
         "arms": summary,
-        "runs": {arm: {str(seed): record for seed, record in runs.items()} for arm, runs in records.items()},
+        "runs": {arm: {str(seed): record.to_json() for seed, record in runs.items()} for arm, runs in records.items()},
     }
     write_json(options.out / "comparison.json", content)
     write_text(options.out / "comparison.md", comparison_report(content) + "\n")
@@ -154,7 +158,7 @@ def select(config: ExperimentConfig, options: Options, sweeps: Sequence[str], te
     dev = runner.scoring.dev_metric
     scores: dict[str, dict[str, list[float]]] = {arm: {} for arm in options.arms}
     for run, record in run_all(runs, runner, tell):
-        scores[run.arm].setdefault(" ".join(run.setting), []).append(record[dev])
+        scores[run.arm].setdefault(" ".join(run.setting), []).append(record.scores[dev])
     means = {arm: {s: statistics.fmean(values) for s, values in by.items()} for arm, by in scores.items()}
     best = {arm: max(by, key=lambda setting: by[setting]) for arm, by in means.items()}
     write_json(

@@ -7,7 +7,6 @@ steps, and differs in the fields of `train` that its entry names.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,21 @@ from gcbs_st.batches.plan_history import PLANS_FOLDER, PlanHistory
 from gcbs_st.config import ExperimentConfig, dump_config
 from gcbs_st.experiments.data import ExperimentData, load_data
 from gcbs_st.experiments.training_run import (
-    Record,
     dev_evaluator,
     initial_model,
-    provenance,
     score,
-    task_record,
+    task_facts,
     train_run,
     training_arguments,
 )
-from gcbs_st.files import save_model, write_json, write_text
+from gcbs_st.files import read_json, save_model, write_json, write_text
 from gcbs_st.models.static import meet_texts, remembered_tokens
 from gcbs_st.records.run_folder import CONFIG_FILE, LOG_FILE, MODEL_FOLDER, RESULTS_FILE
+from gcbs_st.records.run_result import RunResult
 from gcbs_st.training.arguments import GCBSTrainingArguments
 
 
-def run_experiment(config: ExperimentConfig, *, resume: bool = False) -> dict[str, Record]:
+def run_experiment(config: ExperimentConfig, *, resume: bool = False) -> dict[str, dict[str, Any]]:
     """Returns the scores before training and of each run, and writes each run's folder.
 
     A run's folder, `output/NAME/`, holds `config.yaml`, `results.json`, `log_history.json`, `model/`, `plans/`
@@ -59,7 +57,7 @@ def run_experiment(config: ExperimentConfig, *, resume: bool = False) -> dict[st
     set_seed(next(iter(arguments.values())).seed)
     model = initial_model(config)
     with remembered_tokens(model, data.tokens):
-        records: dict[str, Record] = {"before": score(model, config, data)}
+        records: dict[str, dict[str, Any]] = {"before": score(model, config, data)}
         meet_texts(model, data.train)  # now, so that the seconds of the first run do not hold it
     for name in config.runs:
         folder = output / name
@@ -68,15 +66,15 @@ def run_experiment(config: ExperimentConfig, *, resume: bool = False) -> dict[st
             if not resume:
                 shutil.rmtree(folder, ignore_errors=True)
             done = run(config, name, arguments[name], data, resume=resume)
-        records[name] = done
+        records[name] = done.to_json()
     write_json(output / RESULTS_FILE, records)
     return records
 
 
 def run(
     config: ExperimentConfig, name: str, args: GCBSTrainingArguments, data: ExperimentData, *, resume: bool = False
-) -> Record:
-    """Returns the record of one run, after training, scoring and saving it."""
+) -> RunResult:
+    """Returns the result of one run, after training, scoring and saving it."""
     folder = Path(config.output) / name
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG_FILE, _dump_run(config, name))
@@ -87,6 +85,7 @@ def run(
 
     trained = train_run(
         config,
+        name,
         args,
         data.train,
         data,
@@ -95,14 +94,11 @@ def run(
         tokens=data.tokens,
         checkpoint=last_whole_checkpoint(folder) if resume else None,
     )
-    record = {**trained.record, **provenance(config, name, data)}
-    if args.load_best_model_at_end:
-        record["best_step"] = trained.trainer.state.best_global_step
     write_json(folder / LOG_FILE, trained.trainer.state.log_history)
     save_model(trained.model, folder / MODEL_FOLDER)
     # Written last: a folder with results is a finished run.
-    write_json(folder / RESULTS_FILE, record)
-    return record
+    write_json(folder / RESULTS_FILE, trained.result.to_json())
+    return trained.result
 
 
 def _dump_run(config: ExperimentConfig, name: str) -> str:
@@ -110,12 +106,12 @@ def _dump_run(config: ExperimentConfig, name: str) -> str:
     return dump_config(dataclasses.replace(config, runs={name: config.runs[name]}, arms={}))
 
 
-def _finished(folder: Path, config: ExperimentConfig, name: str, data: ExperimentData) -> Record | None:
-    """The record of a finished run of the same configuration and data, or None."""
+def _finished(folder: Path, config: ExperimentConfig, name: str, data: ExperimentData) -> RunResult | None:
+    """The result of a finished run of the same configuration and data, or None."""
     try:
-        record = json.loads((folder / RESULTS_FILE).read_text())
+        result = RunResult.from_json(read_json(folder / RESULTS_FILE, dict))
         same = (folder / CONFIG_FILE).read_text() == _dump_run(config, name)
     except (OSError, ValueError):
         return None
-    facts = {"corpus_hash": data.corpus_hash, **task_record(data)}
-    return record if same and all(record.get(key) == value for key, value in facts.items()) else None
+    facts = (result.corpus_hash, result.tasks)
+    return result if same and facts == (data.corpus_hash, task_facts(data)) else None

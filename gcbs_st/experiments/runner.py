@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,15 +22,16 @@ from gcbs_st.experiments.arms import DevCurve, Run, loss_with_guide, make_argume
 from gcbs_st.experiments.baselines import HostTrainer, MinedRows, mine_negatives
 from gcbs_st.experiments.data import ExperimentData, load_data
 from gcbs_st.experiments.tasks import scoring_of
-from gcbs_st.experiments.training_run import Record, initial_model, provenance, task_record, train_run
-from gcbs_st.files import save_model, write_json, write_text
+from gcbs_st.experiments.training_run import initial_model, task_facts, train_run
+from gcbs_st.files import read_json, save_model, write_json, write_text
 from gcbs_st.records.run_folder import CONFIG_FILE, LOG_FILE, MODEL_FOLDER, RESULTS_FILE
+from gcbs_st.records.run_result import RunResult
 from gcbs_st.training.trainer import GCBSTrainer
 
 _PLAN_FIELDS = ("gap", "closed", "tail_coverage", "false_negatives")
 
 
-def run_all(runs: Sequence[Run], runner: Runner, report: Callable[[str], None]) -> Iterator[tuple[Run, Record]]:
+def run_all(runs: Sequence[Run], runner: Runner, report: Callable[[str], None]) -> Iterator[tuple[Run, RunResult]]:
     """Yields each run with its record, after running it if it is not finished; `report` is given one line per run."""
     left = sum(runner.finished(run) is None for run in runs)
     began, trained = time.perf_counter(), 0
@@ -43,14 +43,14 @@ def run_all(runs: Sequence[Run], runner: Runner, report: Callable[[str], None]) 
             gc.collect()  # models and trainers hold each other
             trained += 1
             minutes = (time.perf_counter() - began) / trained * (left - trained) / 60
-            words.append(f"{record['seconds_total']:.0f} s, about {minutes:.0f} min left;")
+            words.append(f"{record.seconds_total:.0f} s, about {minutes:.0f} min left;")
         else:
             words.append("finished before;")
         words.append(
             ", ".join(
-                f"{name} {record[name]:.2f}"
+                f"{name} {record.scores[name]:.2f}"
                 for name in (runner.scoring.dev_metric, "avg", "code-test_mrr")
-                if name in record
+                if name in record.scores
             )
         )
         report(" ".join(words))
@@ -87,38 +87,34 @@ class Runner:
         if dev_only:
             data = dataclasses.replace(data, tasks={dev: data.tasks[dev]}, held_out=None)
         self.data: ExperimentData = data
-        self._task_record = task_record(data)
         self.dev_steps = dev_steps
         self.save_models = save_models
         self._mined: dict[tuple[MineConfig, ModelConfig], MinedRows] = {}
 
-    def finished(self, run: Run) -> Record | None:
-        """Returns the record of a run that is finished with the same configuration, data and tasks, or None."""
+    def finished(self, run: Run) -> RunResult | None:
+        """Returns the result of a run that is finished with the same configuration, data and tasks, or None."""
         try:
-            record: Record = json.loads((run.folder / RESULTS_FILE).read_text())
+            result = RunResult.from_json(read_json(run.folder / RESULTS_FILE, dict))
             stored = (run.folder / CONFIG_FILE).read_text()
         except (OSError, ValueError):
             return None
         same = (
             _same_run(stored, run.config)
-            and record.get("corpus_hash") == self.data.corpus_hash
-            and record.get("dev_steps") == self.dev_steps
-            and all(any(key == task or key.startswith(f"{task}_") for key in record) for task in self.data.tasks)
-            and all(record.get(key) == value for key, value in self._task_record.items())
+            and (result.corpus_hash, result.dev_steps) == (self.data.corpus_hash, self.dev_steps)
+            and all(any(f"{key}_".startswith(f"{task}_") for key in result.scores) for task in self.data.tasks)
+            and result.tasks == task_facts(self.data)
             and ((run.folder / MODEL_FOLDER).is_dir() or not self.save_models)
         )
-        return record if same else None
+        return result if same else None
 
-    def run(self, run: Run) -> Record:
-        """Returns the record of one run after training and scoring it, and writes its folder.
+    def run(self, run: Run) -> RunResult:
+        """Returns the result of one run after training and scoring it, and writes its folder.
 
         What is left there of an interrupted or another run is deleted. `results.json` is written last: a folder with
         results is a finished run.
         """
         config, arm = run.config, run.config.arms[run.arm]
         shutil.rmtree(run.folder, ignore_errors=True)
-        # Before the training: the checkout may move on meanwhile.
-        origin = provenance(config, f"seed-{run.seed}", self.data)
         set_seed(run.seed)
         mined = self._mine(config, arm.mine) if arm.mine else None
         rows = mined.rows if mined else self.data.train
@@ -134,6 +130,7 @@ class Runner:
 
         trained = train_run(
             config,
+            f"seed-{run.seed}",
             args,
             rows,
             self.data,
@@ -143,25 +140,24 @@ class Runner:
         )
         seconds, history = trained.seconds - curve.seconds_scoring, trained.trainer.state.log_history
         mining = mined.seconds if mined else 0.0
-        record = {
-            **trained.record,
-            "seconds_training": round(seconds, 2),
-            "seconds_mining": round(mining, 2),
-            "seconds_total": round(seconds + mining, 2),
-            "seconds_dev": round(curve.seconds_scoring, 2),
-            "rows_without_mined_negative": mined.filled if mined else None,
-            "dev_steps": self.dev_steps,
-            "dev_curve": [[step, round(at + mining, 2), value] for step, at, value in curve.points],
-            "plan_log": plan_log(history),
-            **origin,
-            "run": run.arm,
-        }
+        result = dataclasses.replace(
+            trained.result,
+            run=run.arm,
+            seconds_training=round(seconds, 2),
+            seconds_mining=round(mining, 2),
+            seconds_total=round(seconds + mining, 2),
+            seconds_dev=round(curve.seconds_scoring, 2),
+            rows_without_mined_negative=mined.filled if mined else None,
+            dev_steps=self.dev_steps,
+            dev_curve=[[step, round(at + mining, 2), value] for step, at, value in curve.points],
+            plan_log=plan_log(history),
+        )
         if self.save_models:
             save_model(trained.model, run.folder / MODEL_FOLDER)
         write_text(run.folder / CONFIG_FILE, dump_config(config))
         write_json(run.folder / LOG_FILE, history)
-        write_json(run.folder / RESULTS_FILE, record)
-        return record
+        write_json(run.folder / RESULTS_FILE, result.to_json())
+        return result
 
     def _mine(self, config: ExperimentConfig, options: MineConfig) -> MinedRows:
         # Of the model that this run starts from: a sweep may start from others.

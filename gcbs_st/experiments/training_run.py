@@ -30,10 +30,10 @@ from gcbs_st.experiments.tasks import scoring_of
 from gcbs_st.models.load import load_model, remove_training_head, use_sparse_gradients
 from gcbs_st.models.static import few_threads, remembered_tokens
 from gcbs_st.records.provenance import commit_of_checkout, version_of
+from gcbs_st.records.run_result import RunResult
 from gcbs_st.training.arguments import GCBSTrainingArguments
 from gcbs_st.training.trainer import GCBSTrainer
 
-Record = dict[str, Any]
 MakeLoss = Callable[[LossConfig, SentenceTransformer], torch.nn.Module]
 _PACKAGES = ("gcbs_st", "sentence-transformers", "transformers", "accelerate", "datasets", "torch", "numpy", "scipy")
 
@@ -45,11 +45,12 @@ class TrainedRun:
     model: SentenceTransformer  # trained, without the head that only training needs
     trainer: SentenceTransformerTrainer  # that trained it
     seconds: float  # that the training took
-    record: Record  # its scores, steps, loss, plans and seconds, see `score` and `training_record`
+    result: RunResult
 
 
 def train_run(  # noqa: PLR0913 - the two engines differ in these
     config: ExperimentConfig,
+    name: str,
     args: SentenceTransformerTrainingArguments,
     rows: Dataset,
     data: ExperimentData,
@@ -68,6 +69,7 @@ def train_run(  # noqa: PLR0913 - the two engines differ in these
     the trainer just before it trains, to add callbacks, `tokens` are those that static models have met (see
     `remembered_tokens`), and `checkpoint` is resumed from.
     """
+    origin = provenance(config, name, data)  # now: the checkout may move on while the run trains
     set_seed(args.seed)
     model = initial_model(config)
     sparse = config.model.sparse_gradients and use_sparse_gradients(model)
@@ -86,8 +88,10 @@ def train_run(  # noqa: PLR0913 - the two engines differ in these
             outcome = trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - began
         remove_training_head(model)
-        record = {**score(model, config, data), **training_record(trainer, outcome)}
-    return TrainedRun(model, trainer, seconds, record)
+        scores = score(model, config, data)
+    best = trainer.state.best_global_step if args.load_best_model_at_end else None
+    result = RunResult(scores=scores, **training_facts(trainer, outcome), **origin, best_step=best)
+    return TrainedRun(model, trainer, seconds, result)
 
 
 def training_arguments(config: ExperimentConfig, name: str) -> GCBSTrainingArguments:
@@ -151,10 +155,10 @@ def make_loss(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module
         raise ConfigError(f"loss.options: {error}") from None
 
 
-def score(model: SentenceTransformer, config: ExperimentConfig, data: ExperimentData) -> Record:
+def score(model: SentenceTransformer, config: ExperimentConfig, data: ExperimentData) -> dict[str, float]:
     """Returns the scores x 100 of a model by name: those of the tasks, for STS their `avg`, and `heldout_mrr`."""
     evaluate = scoring_of(config.evaluation).evaluate
-    scores: Record = evaluate(model, data.tasks, batch_size=config.evaluation.batch_size)
+    scores: dict[str, float] = evaluate(model, data.tasks, batch_size=config.evaluation.batch_size)
     if data.held_out is not None:
         pairs = data.held_out
         scores["heldout_mrr"] = heldout_mrr(
@@ -170,8 +174,8 @@ def initial_model(config: ExperimentConfig) -> SentenceTransformer:
     return load_model(options.pop("name"), **options)
 
 
-def training_record(trainer: SentenceTransformerTrainer, outcome: TrainOutput) -> Record:
-    """Returns what a run's record holds of its training: steps, loss, plans and seconds."""
+def training_facts(trainer: SentenceTransformerTrainer, outcome: TrainOutput) -> dict[str, Any]:
+    """Returns what a `RunResult` holds of its training: steps, loss, plans and seconds."""
     plans = [entry for entry in trainer.state.log_history if "gcbs/plan_seconds" in entry]
     return {
         "steps": outcome.global_step,
@@ -185,21 +189,20 @@ def training_record(trainer: SentenceTransformerTrainer, outcome: TrainOutput) -
     }
 
 
-def provenance(config: ExperimentConfig, name: str, data: ExperimentData) -> Record:
-    """Returns what a run's record holds of where it comes from: seed, data, commit and versions."""
+def provenance(config: ExperimentConfig, name: str, data: ExperimentData) -> dict[str, Any]:
+    """Returns what a `RunResult` holds of where it comes from: seed, data, commit and versions."""
     return {
         "run": name,
         "seed": config.runs[name].get("seed", config.train.get("seed", 42)),
         "corpus_hash": data.corpus_hash,
         "training_rows": len(data.train),
-        **task_record(data),
+        "tasks": task_facts(data),
         "commit": commit_of_checkout(),
         "python": platform.python_version(),
         "versions": {package: version_of(package) for package in _PACKAGES},
     }
 
 
-def task_record(data: ExperimentData) -> Record:
-    """Returns what a run's record holds of the tasks: sizes and hashes of those that are made of installed code."""
-    facts = {name: task.facts() for name, task in data.tasks.items() if isinstance(task, CodeSearchTask)}
-    return {"tasks": facts} if facts else {}
+def task_facts(data: ExperimentData) -> dict[str, Any] | None:
+    """Returns the sizes and hashes of the tasks that are made of installed code, None where there are none."""
+    return {name: task.facts() for name, task in data.tasks.items() if isinstance(task, CodeSearchTask)} or None

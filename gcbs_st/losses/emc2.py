@@ -175,12 +175,10 @@ class EMC2Loss(RowLoss):
         np.add.at(shares, (np.arange(size)[:, None], samples), 1.0)
         shares /= max(1, samples.shape[1])
         position, features = self._texts_of(direction, came_with, shares[:, size] > 0, ids)
+        places = torch.from_numpy(position).to(scores.device)
         # In half precision shares would not sum to 1.
-        exact = torch.promote_types(scores.dtype, torch.float32)
-        weights = torch.from_numpy(shares).to(scores.device, exact)
-        return _Draw(
-            weights[:, :size], weights[:, size], came_with, torch.from_numpy(position).to(scores.device), features
-        )
+        weights = torch.from_numpy(shares).to(scores.device, torch.promote_types(scores.dtype, torch.float32))
+        return _Draw(weights[:, :size], weights[:, size], came_with, places, features)
 
     def _move(
         self, scores: np.ndarray, slot: np.ndarray, score: np.ndarray, generator: torch.Generator

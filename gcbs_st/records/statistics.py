@@ -13,7 +13,8 @@ from typing import Any
 
 from scipy.stats import t
 
-Record = Mapping[str, Any]
+from gcbs_st.records.run_result import RunResult
+
 Curve = Sequence[Sequence[float]]  # (step, seconds, score) each
 
 
@@ -55,12 +56,7 @@ def time_to_score(curve: Curve, target: float) -> dict[str, float] | None:
     return None
 
 
-def is_score(name: str) -> bool:
-    """Returns whether an entry of a run's record is a score: of an STS task, their mean, an MRR or a recall."""
-    return name.startswith(("STS", "SICK")) or name == "avg" or name.endswith("_mrr") or "_recall@" in name
-
-
-def summarise(records: Mapping[str, Mapping[int, Record]], reference: str, target: str) -> dict[str, Any]:
+def summarise(records: Mapping[str, Mapping[int, RunResult]], reference: str, target: str) -> dict[str, Any]:
     """Returns the figures of a comparison from its records by arm and seed.
 
     By arm: `scores` (name -> `mean`, `values`, and `difference`, see `paired_difference`), `seconds` and `steps` of
@@ -77,33 +73,33 @@ def summarise(records: Mapping[str, Mapping[int, Record]], reference: str, targe
                 f"arm {arm}: got the seeds {sorted(runs)}, expected those of {reference}, {sorted(seeds)}."
             )
     base = [records[reference][seed] for seed in seeds]
-    names = [name for name in base[0] if is_score(name)]
+    names = list(base[0].scores)
     summary = {}
     for arm in records:
         runs_of_arm = [records[arm][seed] for seed in seeds]
-        seconds = [run["seconds_total"] for run in runs_of_arm]
+        seconds = [run.seconds_total for run in runs_of_arm]
         summary[arm] = {
             "scores": {name: _compare(runs_of_arm, base, name, arm != reference) for name in names},
-            "steps": [run["steps"] for run in runs_of_arm],
+            "steps": [run.steps for run in runs_of_arm],
             "seconds": {"values": seconds, "median": statistics.median(seconds)},
             "seconds_ratio": statistics.median(
-                own / other["seconds_total"] for own, other in zip(seconds, base, strict=True)
+                own / other.seconds_total for own, other in zip(seconds, base, strict=True)
             ),
             "time_to_score": _times(runs_of_arm, base, target),
-            "gap_closed": statistics.fmean(run["gap_closed"] for run in runs_of_arm),
+            "gap_closed": statistics.fmean(run.gap_closed for run in runs_of_arm),
         }
     return summary
 
 
-def _compare(runs: Sequence[Record], base: Sequence[Record], name: str, differs: bool) -> dict[str, Any]:
-    values = [run[name] for run in runs]
-    difference = paired_difference(values, [run[name] for run in base]) if differs else None
+def _compare(runs: Sequence[RunResult], base: Sequence[RunResult], name: str, differs: bool) -> dict[str, Any]:
+    values = [run.scores[name] for run in runs]
+    difference = paired_difference(values, [run.scores[name] for run in base]) if differs else None
     return {"mean": statistics.fmean(values), "values": values, "difference": difference}
 
 
-def _times(runs: Sequence[Record], base: Sequence[Record], target: str) -> dict[str, Any]:
+def _times(runs: Sequence[RunResult], base: Sequence[RunResult], target: str) -> dict[str, Any]:
     """When each run reaches what the reference of its seed ends with, and medians over those that do."""
-    times = [time_to_score(run["dev_curve"], other[target]) for run, other in zip(runs, base, strict=True)]
+    times = [time_to_score(run.dev_curve or [], other.scores[target]) for run, other in zip(runs, base, strict=True)]
     reached = [time for time in times if time]
     return {
         "per_seed": times,
@@ -114,7 +110,7 @@ def _times(runs: Sequence[Record], base: Sequence[Record], target: str) -> dict[
         # Of the reference's whole run, planning and mining included.
         "median_seconds_share": (
             statistics.median(
-                time["seconds"] / other["seconds_total"]
+                time["seconds"] / other.seconds_total
                 for time, other in zip(times, base, strict=True)
                 if time is not None
             )

@@ -30,11 +30,8 @@ def batches_page(content: Mapping[str, Any], charts: Mapping[str, bytes] | None 
     """
     script = read_template("batches.js")
     pictures = [{"title": title, "data": png_uri(picture)} for title, picture in (charts or {}).items()]
-    values = {
-        "SCRIPT": script,
-        "SCRIPT_HASH": _policy_hash(script),
-        "CONTENT": embed_json({**content, "charts": pictures}),
-    }
+    embedded = embed_json({**content, "charts": pictures})
+    values = {"SCRIPT": script, "SCRIPT_HASH": _policy_hash(script), "CONTENT": embedded}
     return fill_page("batches.html", str(content["title"]), read_template("batches.css"), **values)
 
 

@@ -186,8 +186,8 @@ def test_a_run_of_another_configuration_data_or_curve_is_not_finished(compared, 
 def test_dev_scores_do_not_disturb_the_training(config, compared, tmp_path):
     """Scoring at each step or only at the end, the model comes out the same, and the clock stands still."""
     runs = plan_runs(config, ["gcbs"], [1], tmp_path)
-    often = Runner(config, dev_steps=1).run(runs[0])
-    seldom = Runner(config, dev_steps=0).run(runs[0])
+    often = Runner(config, dev_steps=1).run(runs[0]).to_json()
+    seldom = Runner(config, dev_steps=0).run(runs[0]).to_json()
     assert (24, 1) == (len(often["dev_curve"]), len(seldom["dev_curve"]))
     scores = ("train_loss", "STSBenchmark-dev", "STS12", "gap_closed")
     assert [compared[2]["runs"]["gcbs"]["1"][key] for key in scores] == [often[key] for key in scores]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
+from gcbs_st.records.run_result import RunResult
 from gcbs_st.records.statistics import paired_difference, summarise, time_to_score
 
 SCORES = st.integers(-10_000, 10_000).map(lambda number: number / 100)
@@ -76,11 +79,13 @@ def test_the_first_point_at_the_target_counts():
 
 
 def record(score, seconds, curve):
-    """What `summarise` reads of a run."""
-    return {
-        "STSBenchmark-dev": score, "avg": score, "steps": 30, "gap_closed": 0.5,
-        "seconds_total": seconds, "dev_curve": curve,
-    }  # fmt: skip
+    """The result of a run of which these are known."""
+    return RunResult(
+        scores={"STSBenchmark-dev": score, "avg": score}, steps=30, gap_closed=0.5, seconds_total=seconds,
+        dev_curve=curve, dev_steps=10, run="r", seed=1, train_loss=0.1, plans=1, seconds_training=seconds,
+        seconds_embedding=0.0, seconds_planning=0.0, corpus_hash="c", training_rows=5, commit=None, python="3",
+        versions={},
+    )  # fmt: skip
 
 
 def test_a_summary_by_hand():
@@ -123,3 +128,17 @@ def test_a_summary_refuses_what_cannot_be_paired():
         summarise({"random": runs}, "none", "avg")
     with pytest.raises(ValueError, match=r"arm gcbs: got the seeds \[2\], expected those of random, \[1\]"):
         summarise({"random": runs, "gcbs": {2: runs[1]}}, "random", "avg")
+
+
+def test_a_result_is_what_its_file_says():
+    """Flat, with the scores under their names; what only comparisons have is left out elsewhere."""
+    result = record(1.5, 2.0, [[10, 1.0, 1.5]])
+    flat = result.to_json()
+    assert (1.5, 1.5, 30, 2.0) == (flat["avg"], flat["STSBenchmark-dev"], flat["steps"], flat["seconds_total"])
+    assert {"scores", "tasks", "best_step"} & flat.keys() == set()
+    assert result == RunResult.from_json({**flat, "of a later version": 1})
+    alone = dataclasses.replace(result, dev_steps=None).to_json()
+    assert {"dev_steps", "dev_curve", "plan_log", "seconds_total", "seconds_mining"} & alone.keys() == set()
+    del flat["corpus_hash"], flat["steps"]
+    with pytest.raises(ValueError, match="a run's results lack steps, corpus_hash"):
+        RunResult.from_json(flat)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import fields
 from typing import Any
@@ -93,11 +94,11 @@ def test_each_field_has_help_and_documentation(kind, capsys):
     with pytest.raises(SystemExit):
         HfArgumentParser(kind).parse_args_into_dataclasses(["--help"])
     shown = capsys.readouterr().out
-    documented = (kind.__doc__ or "") + (PlanningArguments.__doc__ or "")
+    documented = f"{inspect.getdoc(kind)}\n{inspect.getdoc(PlanningArguments)}"
     for name in own_fields(kind):
         (field,) = (field for field in fields(kind) if field.name == name)
         assert field.metadata["help"].split()[0] in shown
-        assert f"        {name}: " in documented
+        assert f"\n    {name}: " in documented
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)

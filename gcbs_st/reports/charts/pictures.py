@@ -63,8 +63,7 @@ def draw_similarity(
         marks = np.arange(0, len(rows), batch_size)
         panel.set_xticks(marks, labels=range(len(marks)))
         panel.set_yticks(marks, labels=range(len(marks)))
-        panel.set_xlabel("positives, by batch")
-        panel.set_ylabel("anchors, by batch")
+        panel.set(xlabel="positives, by batch", ylabel="anchors, by batch")
     for panel in axes.flat[len(orders) :]:
         panel.set_visible(False)
     figure.colorbar(image, ax=axes, label="cosine of anchor and positive", shrink=0.8)

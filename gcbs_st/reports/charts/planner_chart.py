@@ -103,8 +103,7 @@ def planner_chart(measurements: Sequence[Measurement]) -> bytes:
         panel.set_xticks([], minor=True)
         rows, batch_size = setting
         words = [f"{rows:,} rows" if rows else "", f"{batch_size} per batch" if batch_size else ""]
-        title = ", ".join(filter(None, words)) or "rows and batch size not recorded"
-        panel.set_title(title, fontsize=13)
+        panel.set_title(", ".join(filter(None, words)) or "rows and batch size not recorded", fontsize=13)
         panel.set_xlabel("seconds of planning (log scale)", fontsize=12)
         panel.set_ylabel("closed: 0 random, 1 unreachable", fontsize=12)
         panel.tick_params(labelsize=11)

@@ -55,8 +55,7 @@ def measure_batches(
 
 def products_of(anchors: np.ndarray, positives: np.ndarray, batches: np.ndarray) -> np.ndarray:
     """Returns the (k, B, B) float32 products of the (m, d) anchors and positives of each of the (k, B) batches."""
-    left, right = (np.asarray(array[batches.ravel()], np.float32) for array in (anchors, positives))
-    left, right = (array.reshape(*batches.shape, -1) for array in (left, right))
+    left, right = (np.asarray(array[batches], np.float32) for array in (anchors, positives))
     return left @ right.transpose(0, 2, 1)
 
 

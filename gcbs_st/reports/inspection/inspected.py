@@ -189,7 +189,6 @@ def configured_scale(loss: LossConfig) -> float:
 
 
 def _open_array(file: Path) -> np.ndarray:
-    """Returns a .npy file as a memory map."""
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except OSError as error:
@@ -202,7 +201,6 @@ def _open_array(file: Path) -> np.ndarray:
 
 
 def _only(entries: Mapping[str, Entry], dataset: str | None, file: Path) -> Entry:
-    """Returns the entry of a dataset, or the only one."""
     if dataset is None and len(entries) == 1:
         return next(iter(entries.values()))
     if dataset is None or dataset not in entries:

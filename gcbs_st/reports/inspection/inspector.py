@@ -126,8 +126,7 @@ def _notes(subject: Subject, shown: int) -> list[str]:
         whole = subject.batches_in_plan
         notes.append(f"Measured are {count:,} of the plan's {whole:,} batches: those whose embeddings are at hand.")
     if shown < count:
-        which = "the hardest, some of the middle and the easiest"
-        notes.append(f"This page holds {shown:,} of {count:,} batches: {which}.")
+        notes.append(f"This page holds {shown:,} of {count:,} batches: the hardest, some of the middle and the easiest.")
     if subject.batches.shape[1] > ROWS_A_BATCH:
         notes.append(f"Of each batch the {ROWS_A_BATCH} hardest rows are here, of {subject.batches.shape[1]:,}.")
     return notes
@@ -136,7 +135,6 @@ def _notes(subject: Subject, shown: int) -> list[str]:
 def _describe_batches(subject: Subject, measures: BatchMeasures, chosen: Sequence[int]) -> list[dict[str, Any]]:
     """Returns batches with their rows, texts and hardest negatives; each text is read once."""
     described: list[dict[str, Any]] = []
-    wanted: list[np.ndarray] = []
     for batch in chosen:
         members = subject.batches[batch]
         scores = products_of(subject.anchors, subject.positives, members[None])[0]
@@ -150,11 +148,10 @@ def _describe_batches(subject: Subject, measures: BatchMeasures, chosen: Sequenc
         for key in ("false_negatives", "tainted"):
             entry[key] = int(round(getattr(measures, key)[batch] * len(members)))
         described.append({**entry, "rows": rows, "ids": ids.tolist()})
-        wanted.append(ids)
-    distinct = np.unique(np.concatenate(wanted))
+    distinct = np.unique(np.concatenate([entry["ids"] for entry in described]))
     texts = dict(zip(distinct.tolist(), subject.read_texts(distinct), strict=True))
-    for entry, ids in zip(described, wanted, strict=True):
-        entry["texts"] = [[_shorten(text) for text in texts[row]] for row in ids.tolist()]
+    for entry in described:
+        entry["texts"] = [[_shorten(text) for text in texts[row]] for row in entry["ids"]]
     return described
 
 
@@ -215,7 +212,6 @@ def _bytes_of(batch: Mapping[str, Any]) -> int:
 
 
 def _matrices(subject: Subject) -> list[dict[str, Any]]:
-    """Returns similarities in random batches and in the plan's, by each model."""
     width = min(subject.batches.shape[1], BATCH_SIDE)
     count = max(1, min(len(subject.batches), len(subject.rows) // width, 16, MATRIX_SIDE // width))
     shuffled = np.random.default_rng(0).permutation(len(subject.rows))

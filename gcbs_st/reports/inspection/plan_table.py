@@ -41,8 +41,7 @@ def plan_table(
     for step in sorted({*logged, *kept}):
         plan, entry = kept.get(step), logged.get(step, {})
         epoch = plan.epoch if plan is not None else entry.get("epoch")
-        values = [entry.get(key) for key in _LOGGED]
-        as_logged = [plain(value) if isinstance(value, (int, float)) else None for value in values]
+        as_logged = [plain(v) if isinstance(v := entry.get(key), (int, float)) else None for key in _LOGGED]
         rows.append([step, None if epoch is None else int(epoch) + 1, *as_logged, *_measured(plan, subject)])
     filled = [i for i in range(len(columns)) if any(row[i] is not None for row in rows)]
     return {

@@ -40,9 +40,9 @@ def find_reference(arm: str, arms: Arms) -> str | None:
     They are the arm named random of the same experiment, or the only one there whose planner is random.
     """
     experiment = arms[arm][0].experiment
-    beside = [label for label, runs in arms.items() if runs[0].experiment == experiment]
-    named = [label for label in beside if arms[label][0].name == "random"]
-    random = [label for label in beside if flat_config(arms[label][0]).get("train.planner") == "random"]
+    beside = {label: runs[0] for label, runs in arms.items() if runs[0].experiment == experiment}
+    named = [label for label, run in beside.items() if run.name == "random"]
+    random = [label for label, run in beside.items() if flat_config(run).get("train.planner") == "random"]
     found = named or (random if len(random) == 1 else [])
     return found[0] if found and found[0] != arm else None
 

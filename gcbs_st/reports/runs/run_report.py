@@ -7,16 +7,25 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gcbs_st.records.run_folder import RunRecord, Runs, is_number
-from gcbs_st.records.statistics import is_score, paired_difference
+from gcbs_st.records.run_result import is_score
+from gcbs_st.records.statistics import paired_difference
 from gcbs_st.records.tables import difference_words, experiment_rows, has_mean, score_title
 from gcbs_st.reports.charts.charts import charts_of_runs, run_charts
 from gcbs_st.reports.charts.pictures import difference_chart
-from gcbs_st.reports.runs.run_groups import Arms, find_reference, flat_config, group_arms, notes_on, pairs_of, short_path
+from gcbs_st.reports.runs.run_groups import (
+    Arms,
+    find_reference,
+    flat_config,
+    group_arms,
+    notes_on,
+    pairs_of,
+    short_path,
+)
 
 Differences = dict[str, dict[str, dict[str, Any]]]
 
@@ -48,7 +57,12 @@ def make_report(runs: Runs, *, with_charts: bool = True) -> Report:
     references = {arm: find_reference(arm, arms) for arm in arms}
     differences = _differences(arms, references)
     records = _records(arms, runs)
-    results = [_scores(records, arms), _task_scores(records, arms), _difference_table(differences), _seconds(arms, references)]
+    results = [
+        _scores(records, arms),
+        _task_scores(records, arms),
+        _difference_table(differences),
+        _seconds(arms, references),
+    ]
     return Report(
         title=f"{len(arms)} way{'s' * (len(arms) > 1)} of training, {len(runs.runs)} run{'s' * (len(runs.runs) > 1)}",
         notes=notes_on(arms, references, runs),
@@ -98,7 +112,6 @@ def _task_scores(records: Mapping[str, Mapping[str, Any]], arms: Arms) -> Table:
 
 
 def _with_seeds(title: str, note: str, header: Sequence[str], rows: Sequence[Sequence[str]], arms: Arms) -> Table:
-    """Returns a table of scores, with the numbers of seeds if an arm has several."""
     if max(map(len, arms.values())) > 1:
         note += "; means over the seeds"
         rows = [[row[0], str(len(arms[row[0]])) if row[0] in arms else "", *row[1:]] for row in rows]
@@ -167,7 +180,6 @@ def _charts(arms: Arms, differences: Differences) -> dict[str, bytes]:
 
 
 def _settings(arms: Arms) -> Table:
-    """Returns the keys of the configuration in which the arms differ."""
     configs = {label: flat_config(runs[0]) for label, runs in arms.items()}
     keys = list(dict.fromkeys(key for config in configs.values() for key in config))
     different = [key for key in keys if len({config.get(key) for config in configs.values()}) > 1]
