@@ -25,8 +25,6 @@ _CODES_KEY = "gcbs_codes"
 # Embeddings are fetched from the device after so many batches: fetching waits for the device.
 _PENDING_BATCHES = 8
 
-Batch = tuple[np.ndarray, list[np.ndarray]]
-
 
 class Harvester:
     """Takes embeddings out of the training passes of a model, the host's and unwrapped, until `detach`.

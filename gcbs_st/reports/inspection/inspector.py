@@ -126,7 +126,9 @@ def _notes(subject: Subject, shown: int) -> list[str]:
         whole = subject.batches_in_plan
         notes.append(f"Measured are {count:,} of the plan's {whole:,} batches: those whose embeddings are at hand.")
     if shown < count:
-        notes.append(f"This page holds {shown:,} of {count:,} batches: the hardest, some of the middle and the easiest.")
+        notes.append(
+            f"This page holds {shown:,} of {count:,} batches: the hardest, some of the middle and the easiest."
+        )
     if subject.batches.shape[1] > ROWS_A_BATCH:
         notes.append(f"Of each batch the {ROWS_A_BATCH} hardest rows are here, of {subject.batches.shape[1]:,}.")
     return notes
