@@ -21,22 +21,11 @@ class PlannedBatchSampler(DefaultBatchSampler):
     """Draws full batches of row ids in an order that others decide; each row at most once per epoch.
 
     An epoch has n // B batches. The n % B rows that fill no batch are drawn at random anew in every epoch, so none is
-    left out for good. Until an epoch gets a plan its order is random.
+    left out for good. Until an epoch gets a plan its order is random, by `seed` and epoch. Rows that share one of
+    `shared_values` are kept apart where they are contrasted: among `contrast_size` rows, None for those of a batch.
+    The host's `drop_last`, `valid_label_columns` and `generator`, which all samplers of a run share, are not used.
+    Raises a ValueError for fewer rows than a batch.
 
-    Args:
-        dataset: n rows, map-style.
-        batch_size: B, rows per batch.
-        drop_last: not used; every batch is full.
-        valid_label_columns: kept for the host.
-        generator: kept for the host, never drawn from: all samplers of a run share it.
-        seed: of the random orders, together with the epoch.
-        shared_values: what rows should not share where they are contrasted, or None to let them.
-        contrast_size: rows that are contrasted with one another; None for the rows of a batch.
-
-    Raises:
-        ValueError: fewer rows than a batch.
-
-    Example:
         >>> from datasets import Dataset
         >>> rows = Dataset.from_dict({"anchor": list("abcdefg"), "positive": list("ABCDEFG")})
         >>> sampler = PlannedBatchSampler(rows, batch_size=3, seed=1)

@@ -29,17 +29,10 @@ _LOOKUPS_PER_ROW, _LEAST_LOOKUPS = 100, 10_000_000
 def separate_rows(held: Holdings, order: np.ndarray, batch_size: int, seed: int = 0) -> np.ndarray:
     """Returns an order near to the given one in which as few rows as possible meet one that shares a value.
 
-    Cost: O(m) look-ups in a hash table where rows find a place nearby; memory about 100 bytes for each value of a row.
-
-    Args:
-        held: the values of all rows.
-        order: (m,) distinct rows, m a multiple of `batch_size`.
-        batch_size: b, rows per batch.
-        seed: of the chains that are tried where no single exchange helps.
-
-    Returns:
-        (m,) the same rows, of the order's type. Rows that hold no value stay where they are, unless they change places
-        with one that has to move.
+    The (m,) `order` holds distinct rows, m a multiple of `batch_size`. Rows that hold no value stay where they are,
+    unless they change places with one that has to move. `seed` is that of the chains that are tried where no single
+    exchange helps. Cost: O(m) look-ups in a hash table where rows find a place nearby; memory about 100 bytes for each
+    value.
     """
     count = len(order) // batch_size
     clashing = find_clashes(held, order, batch_size)

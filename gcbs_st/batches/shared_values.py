@@ -41,16 +41,12 @@ class Clashes:
 
 
 class SharedValues:
-    """The values that two or more of n rows share, and the rows that hold them.
+    """The values that two or more of `count` rows share, and the rows that hold them.
 
-    Args:
-        rows: (e,) row ids; a row may hold any number of values.
-        values: (e,) integers; equal numbers are equal values.
-        strong: (e,) bool, False for a value that is in the way of those rows alone that hold it strongly; None if all
-            are strong.
-        count: n; 0 for the largest row id + 1.
+    `rows` and `values` are (e,) integers: a row may hold any number of values, and equal numbers are equal values.
+    `strong` is (e,) bool, False for a value that is in the way of those rows alone that hold it strongly; None if all
+    are strong.
 
-    Example:
         >>> values = SharedValues(np.array([0, 1, 2, 3]), np.array([7, 7, 8, 9]))
         >>> values.separate(np.array([0, 1, 2, 3]), 2).tolist()
         [0, 3, 2, 1]

@@ -11,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gcbs_st.commands.shell import add_config_options, make_parser, quieten, run_command, tell
 
@@ -43,13 +42,13 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st compare")
 
 
 def _compare(arguments: argparse.Namespace, typed: str) -> None:
-    # After the arguments: the libraries take seconds to import, and --help should not.
     import datasets
     import transformers
 
     from gcbs_st.config import load_config
     from gcbs_st.experiments.comparison import Options, compare, parse_seeds, select
     from gcbs_st.records.tables import comparison_report
+    from gcbs_st.reports.charts.pictures import draw_comparison
 
     if not arguments.verbose:
         transformers.utils.logging.disable_progress_bar()
@@ -72,14 +71,8 @@ def _compare(arguments: argparse.Namespace, typed: str) -> None:
         else:
             content = compare(config, options, tell)
             text = comparison_report(content)
-            _draw(content, options.out)
+            try:
+                tell(f"Pictures: {', '.join(map(str, draw_comparison(content, options.out)))}")
+            except ImportError as error:
+                tell(f"No pictures were drawn: {error}, and run the command again.")
     print(text)
-
-
-def _draw(content: dict[str, Any], folder: Path) -> None:
-    from gcbs_st.reports.charts.pictures import draw_comparison
-
-    try:
-        tell(f"Pictures: {', '.join(map(str, draw_comparison(content, folder)))}")
-    except ImportError as error:
-        tell(f"No pictures were drawn: {error}, and run the command again.")

@@ -1,7 +1,4 @@
-"""Draw the similarities of the rows that share batches, one panel per planner, or planners compared, as a PNG.
-
-Similar rows that meet show as bright squares; planners are compared by what they close of the gap in their seconds.
-"""
+"""Draw the similarities of the rows that share batches, one panel per planner, or planners compared, as a PNG."""
 
 from __future__ import annotations
 

@@ -57,13 +57,12 @@ def _print_scores(arguments: argparse.Namespace, score: Callable[..., dict[str, 
     shell.check_model_options(arguments)
     with contextlib.redirect_stdout(sys.stderr):
         scores = {name: round(value, 2) for name, value in score(arguments).items()}
-    width = max(map(len, scores))
+    width = max(map(len, scores), default=0)
     lines = [f"{name:<{width}}  {value:6.2f}" for name, value in scores.items()]
     print(json.dumps(scores) if arguments.json else "\n".join(lines))
 
 
 def _score_sts(arguments: argparse.Namespace) -> dict[str, float]:
-    # Imported here so that --help and a mistyped option answer at once.
     from gcbs_st.evaluation.sts import evaluate_sts as evaluate
     from gcbs_st.evaluation.sts_tasks import load_sts_tasks
 

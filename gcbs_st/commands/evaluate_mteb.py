@@ -118,7 +118,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         scores = score(arguments)
     print(table(scores))
-    missing = [task for task in (*SEVEN, "SICK-R-all") if task not in scores] if not arguments.tasks else []
-    if missing:
+    if not arguments.tasks and (missing := [task for task in (*SEVEN, "SICK-R-all") if task not in scores]):
         print(f"\nNot scored, for want of data: {', '.join(LABELS.get(task, task) for task in missing)}.")
     print(f"\nmteb's result files are in {arguments.output}/")

@@ -46,7 +46,6 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st inspect")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    # After the arguments: the libraries take seconds to import, and --help should not.
     from gcbs_st.files import write_text
     from gcbs_st.reports.charts.charts import run_charts
     from gcbs_st.reports.html import batches_page

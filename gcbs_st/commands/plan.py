@@ -1,7 +1,4 @@
-"""Plan the batches of saved embeddings, write the order, and print one JSON line that says how good it is.
-
-Consecutive blocks of the order are the batches.
-"""
+"""Plan the batches of saved embeddings, write the order, and print one JSON line that says how good it is."""
 
 from __future__ import annotations
 

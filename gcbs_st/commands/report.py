@@ -42,15 +42,12 @@ def _report(arguments: argparse.Namespace) -> None:
     except ImportError as error:
         tell(f"No charts: {error}")
         report = make_report(runs, with_charts=False)
-    names = {title: f"report_charts/{_file_name(title)}.png" for title in report.charts}
+    names = {}
     for title, picture in report.charts.items():
+        names[title] = f"report_charts/{re.sub('[^a-z0-9]+', '_', title.lower()).strip('_')}.png"
         write_bytes(out / names[title], picture)
     write_text(out / "report.md", report_markdown(report, names))
     write_text(out / "report.html", report_html(report))
     for note in report.notes:
         tell(note)
     print(f"{report.title}: {out}/report.html and {out}/report.md")
-
-
-def _file_name(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")

@@ -54,11 +54,10 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of all commands that score a model."""
-    parser.add_argument(
-        "--model", required=True, help="hub name or folder, or package:DISTRIBUTION for a packaged model"
-    )
-    parser.add_argument("--batch-size", type=int, default=128, help="texts per forward pass (default: %(default)s)")
-    parser.add_argument("--device", help="e.g. cpu or cuda:0 (default: chosen by the library)")
+    add = parser.add_argument
+    add("--model", required=True, help="hub name or folder, or package:DISTRIBUTION for a packaged model")
+    add("--batch-size", type=int, default=128, help="texts per forward pass (default: %(default)s)")
+    add("--device", help="e.g. cpu or cuda:0 (default: chosen by the library)")
 
 
 def run_command(program: str, work: Callable[[], int | None], *, traceback_of_mistakes: bool = False) -> int:

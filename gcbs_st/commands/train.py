@@ -1,7 +1,4 @@
-"""Trains once for each run of a configuration, and prints one table of what came of it.
-
-Writes a folder per run and, with --json, the records. Two commands share it: they differ in what their help says.
-"""
+"""Trains once for each run of a configuration, writes a folder per run, and prints one table of what came of it."""
 
 from __future__ import annotations
 
@@ -61,7 +58,6 @@ def _train(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read by the hub's library when it is imported
     began = time.perf_counter()
-    # After the arguments: the libraries take seconds to import, and --help should not.
     from gcbs_st.config import load_config
     from gcbs_st.experiments.experiment import run_experiment
     from gcbs_st.files import write_json

@@ -29,8 +29,7 @@ def cached_rows(kind: str, key: Any, width: int, make: Callable[[], Rows]) -> Ro
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     file = Path(folder) / "gcbs_st" / f"{kind}-{digest}.json"
-    rows = _read(file, width)
-    if rows is None:
+    if (rows := _read(file, width)) is None:
         rows = make()
         try:
             write_text(file, json.dumps(rows))  # its escapes keep lone surrogates whole

@@ -14,7 +14,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import Distribution
 
 import numpy as np
@@ -71,8 +71,7 @@ def load_code_pairs(
         logger.info("found %d code pairs", len(kept))
         return kept
 
-    shares = [SALT, TEST_PARTS, DEV_PARTS]
-    key = [PARSING_VERSION, SELECTION_VERSION, *shares, sys.version_info[:2], versions]
+    key = [PARSING_VERSION, SELECTION_VERSION, SALT, TEST_PARTS, DEV_PARTS, sys.version_info[:2], versions]
     splits: dict[str, Pairs] = {split: [] for split in SPLITS}
     for split, _, summary, function in cached_rows("code", key, 4, select):
         splits[split].append((summary, function))
@@ -118,22 +117,15 @@ def pairs_of_source(source: str) -> Iterator[tuple[str, str]]:
         closing = source.find(source[start : start + 3], start + 3)
         summary = summary_of_docstring(inspect.cleandoc(source[start + 3 : closing])) if closing > 0 else None
         if summary is not None:
-            stop = _end_of_block(len(header["indent"])).search(source, closing)
-            pair = _parsed_pair(source[header.start() : stop.start() if stop else len(source)], header["indent"])
-            if pair is not None:
+            # Code that is not further right than the header ends the function; comments may be anywhere.
+            stop = re.compile(rf"\n[ \t]{{0,{len(header['indent'])}}}(?=[^\s#])").search(source, closing)
+            if pair := _parsed_pair(source[header.start() : stop.start() if stop else len(source)], header["indent"]):
                 yield pair
-
-
-@cache
-def _end_of_block(indent: int) -> re.Pattern[str]:
-    """What ends a block whose header is indented so far: code that is not further right. Comments may be anywhere."""
-    return re.compile(rf"\n[ \t]{{0,{indent}}}(?=[^\s#])")
 
 
 def _parsed_pair(text: str, indent: str) -> tuple[str, str] | None:
     """The pair of a function that a text begins with, or None if it is not one that passes the filters."""
-    tree = parse_source(f"if 1:\n{text}" if indent else text)
-    if tree is None:
+    if (tree := parse_source(f"if 1:\n{text}" if indent else text)) is None:
         return None
     shift = 1 if indent else 0  # lines before the function's first
     node = tree.body[0].body[0] if isinstance(tree.body[0], ast.If) else tree.body[0]

@@ -49,12 +49,8 @@ def load_corpus(  # noqa: PLR0913 -- one argument for each key of a config's cor
             evenly spaced ones.
 
     Returns:
-        At least two rows.
-
-    Raises:
-        FileNotFoundError: If the source looks like a path and does not exist.
-        TypeError: If the source can only be streamed.
-        ValueError: If an argument does not fit what the source holds, or fewer than two rows are left.
+        At least two rows; raises a FileNotFoundError for a path that does not exist, a TypeError for a source that can
+        only be streamed, and a ValueError if an argument does not fit, or fewer than two rows are left.
     """
     if max_rows is not None and max_rows < MIN_ROWS:
         raise ValueError(f"got max_rows={max_rows}, expected at least {MIN_ROWS} or None")
@@ -103,8 +99,7 @@ def split_held_out(dataset: Dataset, rows: int, seed: int = 0) -> tuple[Dataset,
 
 
 def _text_columns(dataset: Dataset) -> list[str]:
-    types = dataset.features.items()
-    return [name for name, kind in types if isinstance(kind, Value) and kind.dtype in TEXT_TYPES]
+    return [name for name, kind in dataset.features.items() if isinstance(kind, Value) and kind.dtype in TEXT_TYPES]
 
 
 def _default_columns(dataset: Dataset, group: str | None) -> list[str]:

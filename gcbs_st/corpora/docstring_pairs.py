@@ -96,8 +96,7 @@ def pairs_of_source(source: str) -> Iterator[tuple[str, str]]:
             follows_header = number == 0 or before.rstrip("rRuU").rstrip()[-1:] == ":"
             if len(text) >= SHORTEST and follows_header and pair_of_docstring(inspect.cleandoc(text)) is not None:
                 header = max((match.end() for match in HEADER.finditer(before)), default=0)
-                pair = pair_of_docstring(_parsed_docstring(before[header:] + quotes + text + quotes))
-                if pair is not None:
+                if pair := pair_of_docstring(_parsed_docstring(before[header:] + quotes + text + quotes)):
                     yield pair
 
 
@@ -141,14 +140,12 @@ def summary_of_docstring(docstring: str) -> str | None:
 def unique_pairs(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """Returns the pairs in alphabetical order, each text once on its side, whatever its case and white space."""
     kept = []
-    summaries: set[str] = set()
-    paragraphs: set[str] = set()
-    for summary, paragraph in sorted(set(pairs)):
-        keys = [" ".join(text.lower().split()) for text in (summary, paragraph)]
-        if keys[0] not in summaries and keys[1] not in paragraphs:
-            summaries.add(keys[0])
-            paragraphs.add(keys[1])
-            kept.append((summary, paragraph))
+    seen: set[tuple[int, str]] = set()
+    for pair in sorted(set(pairs)):
+        keys = {(side, " ".join(text.lower().split())) for side, text in enumerate(pair)}
+        if seen.isdisjoint(keys):
+            seen |= keys
+            kept.append(pair)
     return kept
 
 

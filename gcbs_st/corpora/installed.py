@@ -39,13 +39,11 @@ def find_distributions(
     """
     found: dict[str, importlib.metadata.Distribution] = {}
     for distribution in importlib.metadata.distributions(path=list(sys.path if path is None else path)):
-        name = distribution.metadata["Name"]
-        if name:  # a half-removed distribution has none
+        if name := distribution.metadata["Name"]:  # a half-removed distribution has none
             found.setdefault(_normalised(name), distribution)  # the first on the path is the one that is imported
     found.pop("gcbs-st", None)
     wanted = sorted(found) if names is None else sorted({_normalised(name) for name in names})
-    unknown = [name for name in wanted if name not in found]
-    if unknown:
+    if unknown := [name for name in wanted if name not in found]:
         raise ValueError(f"got distributions {unknown} that are not installed; expected some of {sorted(found)}")
     return {name: found[name] for name in wanted}
 

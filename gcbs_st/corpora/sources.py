@@ -95,9 +95,8 @@ def _read_file(path: Path) -> Dataset:
     if not path.name.lower().endswith(ENDINGS):
         raise ValueError(f"got the file {path}, expected a name that ends with one of {', '.join(ENDINGS)}")
     with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
-        empty = not file.read(1)
-    if empty:  # the loaders' own message would be about a schema
-        raise ValueError(f"got 0 rows, need at least {MIN_ROWS}: the file {path} is empty")
+        if not file.read(1):  # the loaders' own message would be about a schema
+            raise ValueError(f"got 0 rows, need at least {MIN_ROWS}: the file {path} is empty")
     with path.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     # The loaders' own cache looks at path and time only, so a file rewritten within the clock's tick would be stale.

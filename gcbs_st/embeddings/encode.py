@@ -61,28 +61,16 @@ def encode_rows(  # noqa: PLR0913 - a keyword for each way in which training may
     view: View = sentence_embedding,
     norms: MeanSquare | None = None,
 ) -> list[np.ndarray]:
-    """Returns one (m, d) float32 array of unit rows for each column.
+    """Returns one (m, d) float32 array of unit rows for each of the `columns`, of the (m,) `rows` of a dataset.
+
+    It is the same object where two columns hold the same texts with the same prompt, as in unsupervised training. A
+    text that the model, unwrapped, makes nothing of, or NaN, is a row of zeros; raises a ValueError that shows one if
+    no text at all has an embedding. `progress` is what the progress bar says, None for no bar. `autocast` makes the
+    context of a training pass: half precision is several times faster where it is meant, and the embeddings are those
+    of the training passes. `view` is what is planned on of the outputs of a pass, and `norms` is told the norms of the
+    embeddings.
 
     Cost: one forward pass over the distinct texts; O(m d) memory, d being the width of the view.
-
-    Args:
-        model: the model that is being trained, unwrapped.
-        dataset: the training rows.
-        rows: (m,) row ids.
-        columns: what to embed.
-        batch_size: texts per forward pass.
-        progress: what the progress bar says; None for no bar.
-        autocast: makes the context of a forward pass, that of training: half precision is several times faster where
-            it is meant, and the embeddings are those of the training passes.
-        view: what is planned on of the outputs of a pass.
-        norms: is told the norms of the embeddings.
-
-    Returns:
-        The arrays, in the order of `columns`; the same object where two columns hold the same texts with the same
-        prompt, as in unsupervised training. A text that the model makes nothing of, or NaN, is a row of zeros.
-
-    Raises:
-        ValueError: no text at all has an embedding; the message shows one.
     """
     arrays: list[np.ndarray | None] = [None] * len(columns)
     # `truncate_dim` cuts the embeddings of inference, those of training never.

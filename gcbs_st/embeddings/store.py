@@ -26,19 +26,12 @@ _DESCRIPTION, _STEPS = "store.json", "steps.i32"
 
 
 class EmbeddingStore:
-    """Embeddings of n rows and their ages.
+    """Embeddings of n rows and their ages, of as many arrays as there are text columns.
 
     A row has one age for all columns, since all its texts take part in the same step. The width of the arrays is that
-    of the first rows written.
+    of the first rows written. Embeddings of another `key`, see `make_key`, are refused. `dtype` is "float32" or
+    "float16"; `folder` is for the files, which all ranks of a node may share, None to hold the arrays in memory.
 
-    Args:
-        rows: n.
-        columns: text columns per row.
-        key: of dataset, columns, prompts and model, see `make_key`; embeddings of another key are refused.
-        dtype: "float32" or "float16".
-        folder: for the files, which all ranks of a node may share; None to hold the arrays in memory.
-
-    Example:
         >>> import numpy as np
         >>> store = EmbeddingStore(rows=4, columns=2, key="pairs")
         >>> store.write(np.array([2]), [np.ones((1, 3)), np.ones((1, 3))], step=7)

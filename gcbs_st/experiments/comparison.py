@@ -41,20 +41,10 @@ class Options:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Returns the seeds that a text names.
+    """Returns the seeds of a text: K for 1..K, or a list with commas; one seed alone is `3,`. Raises a ConfigError.
 
-    Args:
-        text: K for 1..K, or a list of seeds with commas; one seed alone is `3,`.
-
-    Returns:
-        The seeds.
-
-    Raises:
-        ConfigError: no whole numbers, or none above 0.
-
-    Example:
-        >>> parse_seeds("3"), parse_seeds("3,5"), parse_seeds("3,")
-        ((1, 2, 3), (3, 5), (3,))
+    >>> parse_seeds("3"), parse_seeds("3,5"), parse_seeds("3,")
+    ((1, 2, 3), (3, 5), (3,))
     """
     try:
         numbers = [int(part) for part in text.split(",") if part.strip()]

@@ -33,22 +33,13 @@ from gcbs_st.training.arguments import GCBSTrainingArguments
 
 
 def run_experiment(config: ExperimentConfig, *, resume: bool = False) -> dict[str, dict[str, Any]]:
-    """Returns the scores before training and of each run, and writes each run's folder.
+    """Returns the scores before training and the results of each run by name, and writes each run's folder.
 
-    A run's folder, `output/NAME/`, holds `config.yaml`, `results.json`, `log_history.json`, `model/`, `plans/`
-    and the host's checkpoints; `output/results.json` holds all of them. An older experiment in the same folder is replaced.
-
-    Args:
-        config: the experiment.
-        resume: keep the runs that are finished and go on with one that was interrupted from its last checkpoint.
-
-    Returns:
-        "before" and each name of `runs`, each with its scores, seconds and versions.
-
-    Raises:
-        ConfigError: fields of `train` or of a run that the training arguments do not take.
-        ValueError: data or models that cannot be used; the message says which and why.
-        FileNotFoundError: a file or folder of the configuration that is not there.
+    A run's folder, `output/NAME/`, holds `config.yaml`, `results.json`, `log_history.json`, `model/`, `plans/` and the
+    host's checkpoints; `output/results.json` holds all of them. An older experiment in the same folder is replaced,
+    unless `resume` keeps the runs that are finished and goes on with an interrupted one from its last checkpoint.
+    Raises a ConfigError, ValueError or FileNotFoundError that says what of the configuration, the data or the model
+    cannot be used.
     """
     output = Path(config.output)
     arguments = {name: training_arguments(config, name) for name in config.runs}

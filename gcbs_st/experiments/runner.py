@@ -60,15 +60,8 @@ def run_all(runs: Sequence[Run], runner: Runner, report: Callable[[str], None]) 
 class Runner:
     """Runs what is not finished yet; the data are loaded and negatives are mined once.
 
-    Args:
-        config: the experiment.
-        dev_steps: steps between dev scores; 0 for at the end only.
-        dev_only: score nothing but the dev task, as a selection must.
-        save_models: keep each trained model in its run's folder.
-
-    Raises:
-        ValueError: data that cannot be used.
-        FileNotFoundError: data that is not there.
+    There are `dev_steps` steps between dev scores, 0 for at the end only. With `dev_only` nothing but the dev task is
+    scored, as a selection must; `save_models` keeps each trained model in its run's folder.
     """
 
     def __init__(

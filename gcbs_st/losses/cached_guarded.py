@@ -13,30 +13,13 @@ from gcbs_st.losses.guarded import Guarded
 class CachedGuardedMultipleNegativesRankingLoss(Guarded, CachedMultipleNegativesRankingLoss):
     """The host's CachedMultipleNegativesRankingLoss (GradCache) without in-batch negatives that score like a positive.
 
-    Args:
-        model: the model to train; the host refuses static embeddings here.
-        scale: what the similarities are multiplied with, 1 / temperature.
-        similarity_fct: the scores, on which the guard decides before `scale` and hardness weights.
-        margin: share of the positive's score above which a negative is masked, at least 0; None or infinity for
-            exactly the host's loss. See :class:`GuardedMultipleNegativesRankingLoss`.
-        guard_hard_negatives: whether the negatives of a row's own may be masked for that row.
-        **options: the host's: `mini_batch_size`, `gather_across_devices`, `directions`, `partition_mode`,
-            `show_progress_bar`, `hardness_mode`, `hardness_strength` and, where the installed host has it,
-            `mini_batch_num_tokens`.
-
-    Raises:
-        ValueError: `margin` below 0 or NaN, or an option or a model that the host refuses.
+    The same loss as :class:`GuardedMultipleNegativesRankingLoss`, slower and in less memory: its arguments and inputs,
+    and the host's `mini_batch_size`, `show_progress_bar` and, where the installed host has it,
+    `mini_batch_num_tokens`. Use a large batch and a small `mini_batch_size`. The host refuses static embeddings here.
 
     References:
         - GradCache: https://huggingface.co/papers/2101.06983
         - Positive-aware mining (NV-Retriever): https://huggingface.co/papers/2407.15831
-
-    Inputs:
-        (anchor, positive) pairs, (anchor, positive, negative) triplets or n-tuples; no labels. Use a large batch and a
-        small `mini_batch_size`.
-
-    Relations:
-        - :class:`GuardedMultipleNegativesRankingLoss` is the same loss, faster and in more memory.
 
     Example:
         >>> import torch

@@ -73,12 +73,9 @@ class EMC2Loss(RowLoss):
         - EMC2, ICML 2024: https://huggingface.co/papers/2404.10575
 
     Requirements:
-        1. (anchor, positive) pairs, the row ids of each batch and a way to get at texts: from `GCBSTrainer`, or see
-           `RowLoss` and `RowLoss.prepare`.
-        2. Several epochs: after k visits a chain has seen what k batches have proposed to it.
-
-    Inputs:
-        (anchor, positive) pairs; columns of negatives are refused; labels are not used.
+        (anchor, positive) pairs without negatives, the row ids of each batch and a way to get at texts: from
+        `GCBSTrainer`, or see `RowLoss` and `RowLoss.prepare`. Several epochs: after k visits a chain has seen what k
+        batches have proposed to it.
 
     Recommendations:
         - Chains converge to p_x where batches are random. A planner that brings neighbours together proposes near
@@ -112,10 +109,8 @@ class EMC2Loss(RowLoss):
         rows: int | None = None,
         seed: int | None = None,
     ) -> None:
-        fields: dict[str, tuple[Any, float]] = {}
-        for direction in directions:
-            fields[f"{direction} state"] = (np.int64, _NOBODY)
-            fields[f"{direction} score"] = (np.float32, -np.inf)
+        kinds: dict[str, tuple[Any, float]] = {"state": (np.int64, _NOBODY), "score": (np.float32, -np.inf)}
+        fields = {f"{direction} {name}": kind for direction in directions for name, kind in kinds.items()}
         super().__init__(model, scale, fields, directions, rows)
         if not 0 <= mix <= 1:
             raise ValueError(f"mix: got {mix}, expected a share in [0, 1].")
@@ -152,8 +147,7 @@ class EMC2Loss(RowLoss):
 
         Raises a ValueError if no batch was drawn since `set_rows`.
         """
-        drawn = self._drawn.get(direction)
-        if drawn is None:
+        if (drawn := self._drawn.get(direction)) is None:
             raise ValueError(
                 f"last_samples: got no draw of {direction!r}; call set_rows and then the loss, in training mode."
             )

@@ -73,11 +73,6 @@ class GuardedSimilarity(nn.Module):
         named = getattr(util, "similarity_fct_name", lambda function: getattr(function, "__name__", str(function)))
         return str(named(self.similarity_fct))
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options, for the model card."""
-        return {"margin": self.margin, "guard_hard_negatives": self.guard_hard_negatives}
-
     @contextmanager
     def watch(self, directions: Sequence[str], columns: int, rows: int, gathered: bool) -> Iterator[None]:
         """Masks the scores that are asked for meanwhile; raises a RuntimeError if they come in an unknown order.
@@ -205,7 +200,8 @@ class Guarded:
 
     def get_config_dict(self) -> dict[str, Any]:
         """Returns the options, for the model card."""
-        return {**super().get_config_dict(), **self.guard.options}  # type: ignore[misc]
+        own = {"margin": self.margin, "guard_hard_negatives": self.guard.guard_hard_negatives}
+        return {**super().get_config_dict(), **own}  # type: ignore[misc]
 
     @property
     def citation(self) -> str:
@@ -220,7 +216,8 @@ class GuardedMultipleNegativesRankingLoss(Guarded, MultipleNegativesRankingLoss)
     the similarity of the row's own pair, is taken for a false negative and left out of that row's softmax. With a
     positive score that is ``margin * positive``. The batch's own scores decide, without gradient: no guide model. A
     row has one threshold, that of its own pair, for the candidates of all directions. Its own positive always stays,
-    so a row whose negatives are all masked adds 0 to the loss. Cost: two passes over the scores.
+    so a row whose negatives are all masked adds 0 to the loss. Takes pairs, triplets or n-tuples, and no labels. Cost:
+    two passes over the scores.
 
     Args:
         model: the model to train.
@@ -239,9 +236,6 @@ class GuardedMultipleNegativesRankingLoss(Guarded, MultipleNegativesRankingLoss)
     References:
         - Positive-aware mining: https://huggingface.co/papers/2407.15831
         - The mask, from a surrogate model's scores: https://huggingface.co/papers/2410.02525
-
-    Inputs:
-        (anchor, positive) pairs, (anchor, positive, negative) triplets or n-tuples; no labels.
 
     Recommendations:
         - Start from a model that ranks better than chance. The guard cannot tell a false negative from a pair that the

@@ -75,14 +75,9 @@ class RowLoss(nn.Module, ABC):
     def prepare(self, rows: int, features_of: FeaturesOf | None = None, seed: int | None = None) -> None:
         """Says how many rows there are and how to get at their texts; `GCBSTrainer` calls it before training.
 
-        Args:
-            rows: n, the rows of the training set.
-            features_of: takes (m,) row ids and the position of a text column (0 anchors, 1 positives), returns the
-                features of these texts as the model takes them.
-            seed: of the run, for losses that draw numbers and were given no seed of their own.
-
-        Raises:
-            ValueError: this loss holds the states of another number of rows.
+        `features_of` takes (m,) row ids and the position of a text column (0 anchors, 1 positives), and returns the
+        features of these texts as the model takes them; `seed` is that of the run, for losses that draw numbers and
+        have no seed of their own. Raises a ValueError if this loss holds the states of another number of rows.
         """
         del seed
         held = self._held()
@@ -111,8 +106,7 @@ class RowLoss(nn.Module, ABC):
         if len(ids) and (ids.min() < 0 or (self.rows is not None and ids.max() >= self.rows)):
             below = f"below {self.rows}" if self.rows is not None else "of at least 0"
             raise ValueError(f"row_ids: got {ids.min()} to {ids.max()}, expected ids {below}.")
-        if len(ids):
-            self._grow(int(ids.max()) + 1)
+        self._grow(int(ids.max(initial=-1)) + 1)
         self._ids = ids
 
     def _held(self) -> int:
@@ -149,17 +143,8 @@ class RowLoss(nn.Module, ABC):
     ) -> Tensor:
         """Returns the loss of (b, d) anchors and (b, d) positives, a scalar with gradient; labels are not used.
 
-        Args:
-            embeddings: of the anchors and of the positives.
-            labels: not used.
-            row_ids: (b,) ids of the rows, for this batch alone; None after `set_rows`.
-
-        Returns:
-            A scalar with gradient.
-
-        Raises:
-            ValueError: other than two text columns, row ids that are missing or do not fit, or scores that are NaN or
-                infinite.
+        `row_ids` are the (b,) ids of the rows, for this batch alone; None after `set_rows`. Raises a ValueError for
+        other than two text columns, row ids that are missing or do not fit, or scores that are NaN or infinite.
         """
         if len(embeddings) != 2:
             raise ValueError(

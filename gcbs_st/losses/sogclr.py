@@ -29,9 +29,9 @@ class SogCLRLoss(RowLoss):
 
     All of it in log space. The weights of a row sum to at most 1 / gamma: to less than 1 in a batch whose negatives
     are easier than those that the row has met before, to more in a harder one. (In the in-batch loss they always sum
-    to the same.) The value itself is no loss to compare; evaluation returns the in-batch loss.
-
-    Cost: nothing beside the in-batch loss; 12 bytes per row, 4 more for a second direction.
+    to the same.) The value itself is no loss to compare; evaluation returns the in-batch loss. It takes (anchor,
+    positive) pairs and the row ids of each batch: from `GCBSTrainer`, or see `RowLoss`. Cost: nothing beside the
+    in-batch loss; 12 bytes per row, 4 more for a second direction.
 
     Args:
         model: the model to train.
@@ -46,12 +46,6 @@ class SogCLRLoss(RowLoss):
 
     References:
         - SogCLR, ICML 2022: https://huggingface.co/papers/2202.12387
-
-    Requirements:
-        The row ids of each batch: from `GCBSTrainer`, or see `RowLoss`.
-
-    Inputs:
-        (anchor, positive) pairs; columns of negatives are refused; labels are not used.
 
     Relations:
         - :class:`EMC2Loss` has no such average, and its negatives are not only those of the batch.

@@ -83,11 +83,7 @@ def load_model(
         device: "cpu", "cuda" ...; None for the best there is.
 
     Returns:
-        The model.
-
-    Raises:
-        ValueError: If options do not go together, or there are fewer layers.
-        FileNotFoundError: If a folder is missing.
+        The model. Options that do not go together, and a folder that is missing, raise.
     """
     if static and any(option is not None for option in (layers, pooling, head)):
         raise ValueError("model: static keeps the word vectors alone; it does not go with layers, pooling or head.")

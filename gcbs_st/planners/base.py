@@ -127,11 +127,6 @@ def configured(planner: Planner, *, scale: float | None = None, **settings: Any)
     `settings` are `epoch`, `clusters_per_batch`, `show_progress` and `threads`; those that the planner has no
     attribute for are left out. `scale` is 1 / temperature of the loss, for a planner whose own is None. Where nothing
     would change it is the planner itself.
-
-    >>> from gcbs_st.planners import BestPlanner
-    >>> own = BestPlanner(clusters_per_batch=2)
-    >>> configured(own, scale=10.0, clusters_per_batch=4).scale, own.scale, own.clusters_per_batch
-    (10.0, None, 2)
     """
     if getattr(planner, "scale", 0) is None:
         settings["scale"] = scale_or_default(scale)
@@ -249,11 +244,7 @@ def check_batches(order: Any, rows: int, batch_size: int, planner: str) -> np.nd
 
 
 def check_order(order: Any, rows: int, planner: str) -> np.ndarray:
-    """Returns the order as int64, after making sure that it holds every row once.
-
-    (n,) int64, a bijection of 0..n-1.
-
-    Raises a ValueError for another shape, a row twice, a row missing.
+    """Returns the order as (n,) int64; raises a ValueError that names the planner if it does not hold every row once.
 
     >>> check_order([2, 0, 1], rows=3, planner="mine").tolist()
     [2, 0, 1]

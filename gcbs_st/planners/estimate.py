@@ -60,23 +60,10 @@ def estimate_quality(
 ) -> PlanQuality:
     """Returns the quality of a plan, estimated from anchors of many batches.
 
-    Cost: 1.2e7 products of d numbers, about 200 MB of memory.
-
-    Args:
-        anchors: (n, d) floats, unit rows.
-        positives: (n, d) floats, unit rows; row i is the positive of anchor i.
-        order: (m,) rows, m a multiple of `batch_size`; blocks are batches.
-        batch_size: rows per batch, B.
-        scale: 1 / temperature.
-        are_pairs: (n,) bool, False for rows whose second text is no positive, which are no anchors either; None if
-            all are pairs.
-        seed: of what is drawn.
-
-    Returns:
-        The figures. `closed` is 0 where no batch could differ from any other.
-
-    Raises:
-        ValueError: no batch, or no pair in the batches.
+    `anchors` and `positives` are (n, d) unit rows, blocks of the (m,) `order` are batches, m a multiple of
+    `batch_size`. `are_pairs` is (n,) bool, False for rows whose second text is no positive, which are no anchors
+    either; None if all are pairs. `closed` is 0 where no batch could differ from any other. Raises a ValueError if
+    there is no batch, or no pair in the batches. Cost: 1.2e7 products of d numbers, about 200 MB of memory.
     """
     rng, n = np.random.default_rng(seed), len(anchors)
     batches = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)

@@ -77,27 +77,14 @@ def plan_quality(  # noqa: PLR0913 - a keyword for each choice of the measuremen
 ) -> PlanQuality:
     """Returns the quality of a plan, measured on whole batches drawn with a seed.
 
+    `anchors` and `positives` are (n, d) floats, unit rows, row i of the second being the positive of row i of the
+    first. `order` is (m,) integers in [0, n); consecutive blocks are batches, whose rows are distinct, and a shorter
+    last block is left out. About `sample_rows` anchors are measured, None for all. `compare` also measures a random
+    order and the limit, which `closed` needs. Raises a ValueError for input that no planner takes, and an order that
+    is not of integers, holds an unknown row, one twice in a batch, or less than a batch.
+
     Cost: O(sample_rows n d) time, twice that with `compare`; about 300 MB of memory, more from 16 million rows on.
 
-    Args:
-        anchors: (n, d) floats, unit rows.
-        positives: (n, d) floats, unit rows; row i is the positive of anchor i.
-        order: (m,) integers in [0, n); consecutive blocks are batches, whose rows are distinct, and a shorter last
-            block is left out.
-        batch_size: rows per batch, B.
-        scale: 1 / temperature.
-        sample_rows: about how many anchors are measured, in whole batches; None for all.
-        compare: also measure a random order and the limit, which `closed` needs.
-        seed: which batches are drawn.
-
-    Returns:
-        The measured figures.
-
-    Raises:
-        ValueError: input that no planner takes; an order that is not of integers, holds an unknown
-            row, one twice in a batch, or less than a batch.
-
-    Example:
         >>> angles = np.array([0.0, 0.1, 3.0, 3.1])  # two pairs of neighbours
         >>> rows = np.stack([np.cos(angles), np.sin(angles)], axis=1)
         >>> near, far = (plan_quality(rows, rows, np.array(order), 2) for order in ([0, 1, 2, 3], [0, 2, 1, 3]))

@@ -38,8 +38,8 @@ class TailBatchPlanner(BasePlanner):
     of the two batches with a larger gap than their largest was. So with each swap the mean gap of the worst
     rows falls and the largest gap of all never rises; the mean of all is not looked at.
 
-    Cost: n^2 d multiplications, and 6 B d for each swap that is tried, at most 0.4 n of them in each of 8 passes. Memory: 5 n k
-    bytes for the graph, with `refine` 4 n k more and float32 copies of rows of another type.
+    Cost: n^2 d multiplications, and 6 B d for each swap that is tried, at most 0.4 n of them in each of 8 passes.
+    Memory: 5 n k bytes for the graph, with `refine` 4 n k more and float32 copies of rows of another type.
 
     Attributes:
         quantile: in (0, 1), the share of each row's products below its tail; 0.999 as in GCBS (this version's own

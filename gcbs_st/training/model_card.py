@@ -50,14 +50,7 @@ def read_citation(key: str) -> str:
 
 
 def name_method(card: Any, planner: Planner) -> None:
-    """Adds tags and citations to the data of a model card; none of random batches.
-
-    >>> from sentence_transformers import SentenceTransformerModelCardData
-    >>> card = SentenceTransformerModelCardData()
-    >>> name_method(card, RandomWalkPlanner())
-    >>> card.tags[-2:], list(card.citations)
-    (['gcbs_st', 'planner:random-walk'], ['gcbs_st', 'BatchSampler'])
-    """
+    """Adds tags and citations to the data of a model card; none of random batches."""
     if isinstance(planner, RandomPlanner):
         return
     card.add_tags(["gcbs_st", "planner:" + name_of(planner).replace("_", "-")])

@@ -1,12 +1,9 @@
 """The trainer of late-interaction models (ColBERT and its like): the host's, with batches composed from token vectors.
 
-A text is a matrix of token vectors and the score of two texts is MaxSim, the sum over the query's tokens of their
-best match, which is no inner product of two rows. Plans are made on an approximation: the unit mean of the token
-vectors that are scored, query expansion and skip list as in training. Texts that share many near tokens have near
-means, and that is all the planner is told; a single word that decides a match is lost in the mean. What is logged of
-a plan is measured on the cosines of these means, at the loss's scale.
-
-Needs sentence-transformers with `MultiVectorEncoder`.
+The score of two texts is MaxSim, the sum over the query's tokens of their best match, which is no inner product of two
+rows. Plans are made on an approximation: the unit mean of the token vectors that are scored, query expansion and skip
+list as in training. Texts that share many near tokens have near means; a single word that decides a match is lost in
+the mean. What is logged of a plan is of the cosines of these means. Needs a host with `MultiVectorEncoder`.
 """
 
 from __future__ import annotations

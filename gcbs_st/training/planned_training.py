@@ -1,11 +1,10 @@
 """What any trainer of the host's needs to compose its training batches from the model's own embeddings: a mixin.
 
-The way of a plan: `ReplanCallback` says when, the `Replanner` fetches embeddings, asks the planner and hands the
-order to the `PlannedBatchSampler`. This module is what the host calls and what users override; the trainers
-themselves (`trainer`, `sparse_trainer`, `multi_vector_trainer`) say whose trainer and arguments they stand beside.
+`ReplanCallback` says when to plan, the `Replanner` fetches embeddings, asks the planner and hands the order to the
+`PlannedBatchSampler`. This module is what the host calls and what users override.
 
-A `CrossEncoder` has no trainer here: it scores pairs of texts and embeds none, so a batch is no set of negatives
-to be composed. Mine its negatives with an embedding model instead.
+A `CrossEncoder` has no trainer here: it scores pairs of texts and embeds none, so a batch is no set of negatives to be
+composed. Mine its negatives with an embedding model instead.
 """
 
 from __future__ import annotations
@@ -45,12 +44,9 @@ logger = logging.getLogger(__name__)
 
 
 class PlannedTraining(PlannedLoading):
-    """Decides which rows train together, in front of one of the host's trainers.
+    """Decides which rows train together, in front of one of the host's trainers; see `gcbs_st.GCBSTrainer`.
 
-    Takes what the host's trainer takes. At the start of each epoch, and every `replan_steps` steps, the
-    rows are embedded with the model as it is, a planner orders them, and blocks of that order are the
-    batches. Loss, model and everything else stay the host's. With the host's own arguments our fields have
-    their defaults. To plan in a way of your own, override `plan_batches`.
+    To plan in a way of your own, override `plan_batches`.
     """
 
     training_args_class: type[PlanningArguments]
@@ -88,16 +84,9 @@ class PlannedTraining(PlannedLoading):
     ) -> np.ndarray:
         """Returns an order of the rows whose consecutive blocks are the batches. Override it to plan in your own way.
 
-        Called on the main process, with the rows that are to be drawn next.
-
-        Args:
-            anchors: (n, d) float32, unit rows.
-            positives: (n, d) float32, unit rows; row i is the positive of anchor i.
-            batch_size: rows per batch; n is a multiple of it.
-            rng: depends on seed, epoch and number of the plan alone.
-
-        Returns:
-            (n,) integers, a bijection of 0..n-1.
+        Called on the main process, with the (n, d) float32 unit rows of anchors and positives that are to be drawn
+        next, row i of the second being the positive of row i of the first; n is a multiple of `batch_size`. `rng`
+        depends on seed, epoch and number of the plan alone. Returns (n,) integers, a bijection of 0..n-1.
         """
         return order_checked_rows(self.planner, anchors, positives, batch_size, rng)
 

@@ -25,13 +25,10 @@ class ReplanCallback(TrainerCallback):
         replan_tail: Callable[[bool], None],
         steps_an_epoch: Callable[[], int],
     ) -> None:
-        """Takes what to call.
+        """Takes what to call: once per run, at each epoch's start, when a plan is due, and for the steps of an epoch.
 
-        Args:
-            begin_training: called once per run, before its first epoch.
-            begin_epoch: given the epoch and whether to plan it.
-            replan_tail: deals the rows that are not drawn yet into new batches; given whether to plan them.
-            steps_an_epoch: gives the optimizer steps of a whole epoch.
+        `begin_epoch` is given the epoch and whether to plan it, `replan_tail` whether to plan the rows that are not
+        drawn yet.
         """
         self._begin_training = begin_training
         self._begin_epoch = begin_epoch

@@ -2,13 +2,12 @@
 
 A sparse embedding is as wide as the vocabulary, 30,522 numbers per text. Plans are made on a random projection of it
 (`RandomProjection`), applied to each pass as it is made, so that neither encoding nor harvesting ever holds more than
-one batch of whole embeddings. It costs little: of 8,192 pairs of captions as TF-IDF rows of 7,517 words, `bisect` in
-batches of 64 closes 0.36 of the gap with the whole rows, 0.34 with 1,024 dimensions, 0.31 with 512 and 0.28 with 256.
+one batch of whole embeddings. Of 8,192 pairs of captions as TF-IDF rows of 7,517 words, `bisect` in batches of 64
+closes 0.36 of the gap with the whole rows, 0.34 with 1,024 dimensions, 0.31 with 512 and 0.28 with 256.
 
-The host scores sparse embeddings with dot products, planners see unit rows: a row is as near to another as their
-cosine says, and that a long document scores higher with everybody is no reason to put it anywhere. What is logged of
-a plan is measured on these cosines, times the loss's scale and the mean squared norm of the embeddings, as if all
-were of that norm.
+The host scores sparse embeddings with dot products, planners see cosines: that a long document scores higher with
+everybody is no reason to put it anywhere. What is logged of a plan is of these cosines, times the loss's scale and the
+mean squared norm of the embeddings.
 """
 
 from __future__ import annotations

@@ -12,8 +12,6 @@ def clusters_at(share: float, batch_size: int, clusters_at_end: int) -> int:
     is random batches, to `clusters_at_end`, a divisor of `batch_size`. Each stage lasts as long as every other;
     `share` of the run, in [0, 1], is behind.
 
-    >>> [clusters_at(share / 4, batch_size=8, clusters_at_end=1) for share in range(5)]
-    [8, 4, 2, 1, 1]
     >>> [clusters_at(share / 4, batch_size=12, clusters_at_end=1) for share in range(4)]
     [12, 4, 2, 1]
     """

@@ -48,26 +48,15 @@ def anneal_swaps(
     seed: int = 0,
     threads: int = 0,
 ) -> tuple[np.ndarray, float]:
-    """Returns a better order and the objective that it reaches.
+    """Returns a better (m,) int64 order and its objective, sum_i log Z_i less penalties; the given one if better.
 
-    A move takes a random row to the batch of one of its neighbours, in exchange for the loosest of four rows there.
-    It is kept if the objective rises, or with probability exp(change / heat); the heat falls geometrically.
+    A move takes a random row to the batch of one of its neighbours, in exchange for the loosest of four rows there. It
+    is kept if the objective rises, or with probability exp(change / heat); the heat falls geometrically. Blocks of
+    `batch_size` rows of `order` are batches, `moves` are swaps tried per row, `penalty` is in nats for each ordered
+    pair of `affinity.costs` within a batch. The first and the last `heat` are in shares of the mean log Z that `order`
+    has: what a swap can gain differs by orders of magnitude between models, and a heat in nats would melt some plans.
 
-    Cost: O(m moves k) time, O(m k) memory, that of the graph.
-
-    Args:
-        affinity: of m rows.
-        order: (m,) rows, blocks of `batch_size` being batches.
-        batch_size: rows per batch, of which m is a multiple.
-        moves: swaps tried per row.
-        heat: temperature of the first and of the last round, in shares of the mean log Z that `order` has. What a swap
-            can gain differs by orders of magnitude between models, and a heat in nats would melt some plans.
-        penalty: nats that each ordered pair of `affinity.costs` within a batch takes from the objective.
-        seed: of the moves.
-        threads: at work at once, 0 for one per core. The result does not depend on it.
-
-    Returns:
-        The (m,) int64 order, and sum_i log Z_i less the penalties; the order as it was given where that is better.
+    Cost: O(m moves k) time, O(m k) memory, that of the graph. The result does not depend on `threads`.
     """
     seats = take_seats(affinity, order, batch_size)
     m, rng = len(order), np.random.default_rng(seed)

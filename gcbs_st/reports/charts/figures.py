@@ -76,9 +76,8 @@ def _place_in(order: Sequence[str], label: str, number: int) -> int:
     return list(order).index(max(known, key=len)) if known else number
 
 
-def _mark_plans(axes: Axes, made: Iterable[float], place: int | None) -> None:
+def _mark_plans(axes: Axes, made: Sequence[float], place: int | None) -> None:
     """Marks the steps of plans: over the whole height for one run of few plans, else with ticks at the bottom."""
-    made = list(made)
     low = 0.04 * (place or 0)  # several runs often plan at the same steps
     top = 1.0 if place is None and len(made) <= _MANY_PLANS else low + 0.035
     colour = "#666666" if place is None else COLOURS[place % len(COLOURS)]

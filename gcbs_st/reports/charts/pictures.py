@@ -73,9 +73,8 @@ def draw_similarity(
 def draw_comparison(content: Mapping[str, Any], folder: str | Path) -> list[Path]:
     """Writes the pictures of a comparison into a folder and returns their files.
 
-    They are differences to the reference with their intervals, the dev score over the steps and, if any arm made plans,
-    their quality over the steps. `content` is what `gcbs_st.experiments.comparison.compare` returns, and
-    `comparison.json` holds.
+    `content` is what `gcbs_st.experiments.comparison.compare` returns, and `comparison.json` holds. Of the plans there is
+    a picture only if an arm made some.
     """
     arms, runs, reference = list(content["arms"]), content["runs"], content["reference"]
     pictures: dict[str, bytes] = {}

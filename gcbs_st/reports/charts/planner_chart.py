@@ -89,8 +89,8 @@ def planner_chart(measurements: Sequence[Measurement]) -> bytes:
     lines, columns = math.ceil(len(settings) / 2), min(2, len(settings))
     figure = new_figure(min(11.6, 2.6 + 5.4 * columns), 4.6 * lines)
     panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
-    for panel, setting in zip(panels.flat, settings, strict=False):
-        here = [m for m in measurements if (m.rows, m.batch_size) == setting]
+    for panel, (rows, batch_size) in zip(panels.flat, settings, strict=False):
+        here = [m for m in measurements if (m.rows, m.batch_size) == (rows, batch_size)]
         for number, method in enumerate(methods):
             if points := [(m.seconds, m.closed) for m in here if m.method == method]:
                 style = {**style_of(number), "linestyle": ""}
@@ -101,7 +101,6 @@ def planner_chart(measurements: Sequence[Measurement]) -> bytes:
         ticks = [m * 10.0**power for power in range(-4, 7) for m in (1, 2, 5) if low <= m * 10.0**power <= high]
         panel.set_xticks(ticks, labels=[f"{tick:g}" for tick in ticks])
         panel.set_xticks([], minor=True)
-        rows, batch_size = setting
         words = [f"{rows:,} rows" if rows else "", f"{batch_size} per batch" if batch_size else ""]
         panel.set_title(", ".join(filter(None, words)) or "rows and batch size not recorded", fontsize=13)
         panel.set_xlabel("seconds of planning (log scale)", fontsize=12)

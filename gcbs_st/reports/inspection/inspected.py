@@ -1,7 +1,6 @@
-"""A run's folder, a checkpoint, or files in, the plan to inspect out.
+"""A run's folder, a checkpoint, or files in, the plan to inspect out. All is checked before anything is measured.
 
-Everything is checked before anything is measured. A folder that is damaged, half-written or of other data raises a
-ValueError, with one line that says what to do.
+What is damaged, half-written or of other data raises a ValueError, with one line that says what to do.
 """
 
 from __future__ import annotations
@@ -53,8 +52,7 @@ def open_run(
     is read again. At most `max_rows` rows are encoded, see `encoded_subject`.
     """
     config, run = read_run(folder)
-    files = plan_files(folder / PLANS_FOLDER)
-    if not files:
+    if not (files := plan_files(folder / PLANS_FOLDER)):
         raise ValueError(
             f"{folder} keeps no plans (plans/step-*.npz): it was trained by an earlier version, or not by this package's "
             "trainer. Train it again."
@@ -66,8 +64,7 @@ def open_run(
         raise ValueError(f"--step: got {step}, expected {step_of(files[0])} or more, the step of the first plan.")
     plans = [_only(read_stored_plan(file), None, file) for file in files]
     plan = plans[chosen]
-    recorded = run.record.get("corpus_hash", "")
-    read = texts_of_file(texts) if texts is not None else read_run_texts(folder, config, recorded)
+    read = texts_of_file(texts) if texts is not None else read_run_texts(folder, config, run.record["corpus_hash"])
     _check_rows(folder, plan, read)
     notes = [f"The plan was made at step {plan.step:,}, with the model of then."]
     if plan.drawn:
@@ -86,8 +83,8 @@ def open_run(
         notes=[*notes, *missing],
     )
     names = ("corpus_hash", "commit", "versions")
-    origin = {"run": str(folder), **{name: str(run.record[name]) for name in names if run.record.get(name)}}
-    origin["configuration"] = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+    recorded = {name: str(run.record[name]) for name in names if run.record.get(name)}
+    origin = {"run": str(folder), **recorded, "configuration": (folder / CONFIG_FILE).read_text(encoding="utf-8")}
     return Inspected(subject, plans, run.log, plan.step, origin)
 
 
@@ -125,8 +122,7 @@ def open_checkpoint(
         "notes": [f"This is the plan in force at step {step}."],
     }
     store = folder / EMBEDDINGS_FOLDER / str(list(states).index(state["name"]))
-    subject = stored_subject(store, step, plan, read, **described)
-    if subject is None:
+    if (subject := stored_subject(store, step, plan, read, **described)) is None:
         model = open_model(str(folder), None)
         subject = encoded_subject(model, plan, read, max_rows, model=f"the model of step {step}", **described)
     return Inspected(subject, [plan], history.get("log_history", []), step, {"checkpoint": str(folder)})

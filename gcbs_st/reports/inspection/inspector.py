@@ -1,7 +1,4 @@
-"""Embeddings, batches and texts in, the content of a page out, as a dict that JSON can hold.
-
-It shows which texts share a batch, how alike they are, and which negatives are probably none.
-"""
+"""Embeddings, batches and texts in, the content of a page out, as a dict that JSON can hold."""
 
 from __future__ import annotations
 
@@ -126,9 +123,8 @@ def _notes(subject: Subject, shown: int) -> list[str]:
         whole = subject.batches_in_plan
         notes.append(f"Measured are {count:,} of the plan's {whole:,} batches: those whose embeddings are at hand.")
     if shown < count:
-        notes.append(
-            f"This page holds {shown:,} of {count:,} batches: the hardest, some of the middle and the easiest."
-        )
+        which = "the hardest, some of the middle and the easiest"
+        notes.append(f"This page holds {shown:,} of {count:,} batches: {which}.")
     if subject.batches.shape[1] > ROWS_A_BATCH:
         notes.append(f"Of each batch the {ROWS_A_BATCH} hardest rows are here, of {subject.batches.shape[1]:,}.")
     return notes

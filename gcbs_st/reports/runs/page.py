@@ -18,9 +18,8 @@ def report_html(report: Report) -> str:
     parts = [f"<section>\n<h2>To be aware of</h2>\n<ul>\n{notes}\n</ul>\n</section>"] if notes else []
     parts += [_table_html(table) for table in report.results]
     if report.charts:
-        parts.append("<section>\n<h2>Charts</h2>\n<div class='charts'>")
-        parts += [_figure_html(title, picture) for title, picture in report.charts.items()]
-        parts.append("</div>\n</section>")
+        figures = "\n".join(_figure_html(title, picture) for title, picture in report.charts.items())
+        parts.append(f"<section>\n<h2>Charts</h2>\n<div class='charts'>\n{figures}\n</div>\n</section>")
     parts += [_table_html(table) for table in report.origins]
     style = read_template("batches.css") + read_template("report.css")
     return fill_page("report.html", report.title, style, BODY="\n".join(parts))

@@ -65,10 +65,9 @@ def notes_on(arms: Arms, references: Mapping[str, str | None], runs: Runs) -> li
     commits = {str(run.record.get("commit")) for run in runs.runs}
     if any(commit.endswith("+") for commit in commits):
         notes.append("A + after a commit: files of the checkout differed from it.")
-    if any(commit == "None" for commit in commits):
+    if "None" in commits:
         notes.append("The commit of some runs is not recorded.")
-    silent = [label for label, of_arm in arms.items() if not any("loss" in e for run in of_arm for e in run.log)]
-    if silent:
+    if silent := [label for label, of in arms.items() if not any("loss" in e for run in of for e in run.log)]:
         notes.append(f"No loss was logged by {_listed(silent)}, or their log was not kept (log_history.json).")
     if runs.left_out:
         notes.append(f"Left out, as there is no run in them yet: {_listed(runs.left_out)}.")

@@ -1,7 +1,4 @@
-"""Records of runs in, the content of a report out: tables, charts, caveats.
-
-Nothing is measured here: every figure comes from the records and logs that the runs left.
-"""
+"""Records and logs of runs in, the content of a report out: tables, charts, caveats. Nothing is measured here."""
 
 from __future__ import annotations
 
