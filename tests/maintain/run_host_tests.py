@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent
+MODULES = [str(folder) for folder in (TESTS, TESTS.parent, TESTS.parent / "support")]
+sys.path.extend(MODULES)
 REPOSITORY = "https://github.com/huggingface/sentence-transformers"
 FILES = [
     "tests/sentence_transformer/test_trainer.py",
@@ -81,7 +83,7 @@ def run(checkout: Path, whose: str, home: Path, options: list[str]) -> Results:
     results = home / f"{whose}.json"
     environment = {
         "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": "", **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [*MODULES, os.environ.get("PYTHONPATH")])),
         "HF_HUB_CACHE": str(home / "hub"), "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "WANDB_DISABLED": "true",
         "GCBS_ST_HOST_TRAINER": whose, "GCBS_ST_HOST_RESULTS": str(results),
     }  # fmt: skip

@@ -28,7 +28,7 @@ def rows():
 TRAINER = """
 import pytest
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
-from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss, MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
 def test_trains(model, rows, tmp_path):
@@ -41,7 +41,7 @@ def test_trains(model, rows, tmp_path):
 def test_trainer(model, rows, tmp_path, streaming):
     rows = rows.to_iterable_dataset() if streaming else rows
     args = SentenceTransformerTrainingArguments(str(tmp_path), max_steps=2)
-    SentenceTransformerTrainer(model, args, rows, loss=CosineSimilarityLoss(model))
+    SentenceTransformerTrainer(model, args, rows, loss=MultipleNegativesRankingLoss(model))
 
 def test_is_theirs():
     assert SentenceTransformerTrainer.__name__ == "SentenceTransformerTrainer"
