@@ -56,7 +56,9 @@ class RunResult:
         if missing:
             raise ValueError(f"a run's results lack {', '.join(missing)}")
         given = {name: record[name] for name in own if name in record}
-        return cls(scores={name: value for name, value in record.items() if is_score(name)}, **given)
+        # Tasks may have any name: a number that is no field is a score.
+        scores = {name: value for name, value in record.items() if name not in own and isinstance(value, (int, float))}
+        return cls(scores=scores, **given)
 
 
 def is_score(name: str) -> bool:

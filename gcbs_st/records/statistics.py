@@ -13,7 +13,7 @@ from typing import Any
 
 from scipy.stats import t
 
-from gcbs_st.records.run_result import RunResult
+from gcbs_st.records.run_result import RunResult, is_score
 
 Curve = Sequence[Sequence[float]]  # (step, seconds, score) each
 
@@ -73,7 +73,7 @@ def summarise(records: Mapping[str, Mapping[int, RunResult]], reference: str, ta
                 f"arm {arm}: got the seeds {sorted(runs)}, expected those of {reference}, {sorted(seeds)}."
             )
     base = [records[reference][seed] for seed in seeds]
-    names = list(base[0].scores)
+    names = [name for name in base[0].scores if is_score(name)]
     summary = {}
     for arm in records:
         runs_of_arm = [records[arm][seed] for seed in seeds]
