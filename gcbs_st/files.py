@@ -19,6 +19,11 @@ if TYPE_CHECKING:  # takes seconds to import, which those who only write a text 
     from sentence_transformers import SentenceTransformer
 
 
+def cache_folder() -> Path:
+    """Returns the folder for what can be made again: `gcbs_st` in XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gcbs_st"
+
+
 def save_model(model: SentenceTransformer, folder: Path) -> None:
     """Writes a model beside its folder and renames it, so that the folder is whole whenever it is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)

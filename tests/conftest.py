@@ -136,6 +136,13 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in which embeddings are kept for later runs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "gcbs_st" / "embeddings"
+
+
+@pytest.fixture
 def static_model() -> SentenceTransformer:
     """A new static model; training it disturbs no other test."""
     return make_static_model()

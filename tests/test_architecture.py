@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "rows": "",
     "planners": "",
     "losses": "",
-    "embeddings": "rows ranks",
+    "embeddings": "rows ranks files",
     "batches": "files",
     "training": "rows embeddings planners batches losses files ranks",
     "__init__": "training losses",

@@ -77,6 +77,7 @@ class PlannedBatchSampler(DefaultBatchSampler):
     def begin_epoch(self, epoch: int) -> None:
         """Starts an epoch, counted from 0, with a random order of randomly drawn rows."""
         self.epoch, self.plan_count, self.cursor, self.repeats = epoch, 0, 0, False
+        self.cluster_size = 0  # rows of the plan in force that stay together in a batch; 0 where nobody said
         order = self.rng().permutation(self.rows)
         if self.shared_values is None:
             self.order = order[: len(self) * self.batch_size]
@@ -84,11 +85,12 @@ class PlannedBatchSampler(DefaultBatchSampler):
             drawn = self.shared_values.draw(order, len(self), self.batch_size)
             self.order = self.shared_values.separate_for(drawn, self.contrast_size, self.batch_size)
 
-    def replace_tail(self, order: np.ndarray, start: int, *, repeats: bool = False) -> None:
+    def replace_tail(self, order: np.ndarray, start: int, *, repeats: bool = False, cluster_size: int = 0) -> None:
         """Replaces what has not been drawn yet, (m,) rows behind batch `start`, by the same rows in a new order.
 
-        With `repeats` the order may hold any rows: it is that of a planner that does not cover each row once. Raises a
-        ValueError for batches that were already drawn, or other rows than those behind `start`.
+        With `repeats` the order may hold any rows: it is that of a planner that does not cover each row once.
+        `cluster_size` is for later plans. Raises a ValueError for batches that were already drawn, or other rows than
+        those behind `start`.
         """
         if start < self.cursor:
             raise ValueError(f"start: got batch {start}, but {self.cursor} batches are already drawn.")
@@ -98,10 +100,11 @@ class PlannedBatchSampler(DefaultBatchSampler):
         self.order[start * self.batch_size :] = order
         self.plan_count += 1
         self.repeats |= repeats
+        self.cluster_size = cluster_size
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what a resumed run needs to draw the same batches in this epoch."""
-        fields = ("epoch", "plan_count", "repeats", "batch_size", "rows", "seed")
+        fields = ("epoch", "plan_count", "repeats", "batch_size", "rows", "seed", "cluster_size")
         return {"order": self.order.copy(), **{field: getattr(self, field) for field in fields}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -109,6 +112,7 @@ class PlannedBatchSampler(DefaultBatchSampler):
 
         Raises a ValueError if the state is of another number of rows, batch size or seed, incomplete or damaged.
         """
+        state = {"cluster_size": 0, **state}  # checkpoints of before there was one
         for key in self.state_dict():
             if key not in state:
                 raise ValueError(f"it has no {key}")
@@ -125,7 +129,7 @@ class PlannedBatchSampler(DefaultBatchSampler):
             raise ValueError(f"its order holds a row twice or a row outside 0..{self.rows - 1}")
         self.order = order.astype(np.int64)
         self.epoch, self.plan_count, self.cursor = int(state["epoch"]), int(state["plan_count"]), 0
-        self.repeats = bool(state["repeats"])
+        self.repeats, self.cluster_size = bool(state["repeats"]), int(state["cluster_size"])
 
     def rng(self, *purpose: int) -> np.random.Generator:
         """Returns a fresh generator that depends on the seed, the epoch and the purpose alone, not on the rank."""

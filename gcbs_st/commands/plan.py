@@ -17,6 +17,9 @@ from gcbs_st.commands.shell import make_parser, run_command
 if TYPE_CHECKING:
     import numpy as np
 
+    from gcbs_st.batches.shared_values import SharedValues
+    from gcbs_st.planners.algorithms.contradictions import Contradictions
+
 EXAMPLE = """
 {program} --anchors A.npy --positives P.npy --batch-size 64 --planner gcbs --out order.npy
 {program} --anchors A.npy --positives P.npy --batch-size 64 --planner gcbs --option quantile=0.99 --seed 1 \\
@@ -34,6 +37,11 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st plan") ->
     add("--planner", required=True, help="gcbs, random, ...")
     add("--option", action="append", default=[], metavar="KEY=VALUE", help="of the planner; may be repeated")
     add("--groups", help="(n,) .npy of integers; rows of one group never share a batch")
+    add(
+        "--margin",
+        type=float,
+        help="rows that score above this times an anchor's own positive are no negatives of it, as in a guarded loss",
+    )
     add("--scale", type=float, default=20.0, help="1 / temperature of the loss (default: %(default)s)")
     add("--seed", type=int, default=0, help="default: %(default)s")
     add("--out", required=True, help=".npy file of the order")
@@ -44,6 +52,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st plan") ->
 def _plan(arguments: argparse.Namespace) -> None:
     import numpy as np
 
+    from gcbs_st.batches.shared_values import SharedValues
     from gcbs_st.files import write_bytes
     from gcbs_st.planners import check_order, make_planner
     from gcbs_st.planners.base import abilities_of, check_batches, configured
@@ -52,14 +61,22 @@ def _plan(arguments: argparse.Namespace) -> None:
     # Memory-mapped, so that a planner that reads in chunks never holds all of them.
     anchors, positives = (np.load(path, mmap_mode="r") for path in (arguments.anchors, arguments.positives))
     made = make_planner(arguments.planner, dict(parse_option(option) for option in arguments.option))
-    planner = configured(made, scale=arguments.scale, show_progress=sys.stderr.isatty())
+    groups = None
+    if arguments.groups is not None:
+        groups = SharedValues(
+            np.arange(len(anchors)), np.load(arguments.groups).reshape(len(anchors)), count=len(anchors)
+        )
+    against = _contradictions(arguments.margin, groups)
+    if arguments.margin is not None and not hasattr(made, "contradictions"):
+        print(f"--margin: {arguments.planner} plans without it; it is measured only.", file=sys.stderr)
+    planner = configured(made, scale=arguments.scale, show_progress=sys.stderr.isatty(), contradictions=against)
     began = time.perf_counter()
     order = planner.plan(anchors, positives, arguments.batch_size, np.random.default_rng(arguments.seed))
     once = abilities_of(planner).covers_each_row_once
     checked = (len(anchors), arguments.planner) if once else (len(anchors), arguments.batch_size, arguments.planner)
     order = (check_order if once else check_batches)(order, *checked)
-    if arguments.groups is not None:
-        order = _keep_apart(np.load(arguments.groups).reshape(len(anchors)), order, arguments.batch_size)
+    if groups is not None:
+        order = _keep_apart(groups, order, arguments.batch_size)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     content = io.BytesIO()
@@ -67,7 +84,10 @@ def _plan(arguments: argparse.Namespace) -> None:
     write_bytes(Path(arguments.out), content.getvalue())
     record = {"planner": arguments.planner, "seconds": round(seconds, 3), "peak_bytes": peak}
     if len(order) >= arguments.batch_size:
-        record |= plan_quality(anchors, positives, order, arguments.batch_size, scale=arguments.scale).rounded()
+        measured = plan_quality(
+            anchors, positives, order, arguments.batch_size, scale=arguments.scale, contradictions=against
+        )
+        record |= measured.rounded()
     print(json.dumps(record))
 
 
@@ -81,13 +101,21 @@ def parse_option(text: str) -> tuple[str, object]:
     return key, yaml.safe_load(value)
 
 
-def _keep_apart(group_of_row: np.ndarray, order: np.ndarray, batch_size: int) -> np.ndarray:
+def _contradictions(margin: float | None, groups: SharedValues | None) -> Contradictions | None:
+    """What is no negative by a margin, and by groups; None where all is."""
+    from gcbs_st.planners.algorithms.contradictions import Contradictions
+
+    if margin is not None and not margin >= 0:
+        raise ValueError(f"--margin: got {margin}, expected at least 0.")
+    if groups is None:
+        return Contradictions(margin) or None
+    return Contradictions(margin, None, groups.held.starts, groups.held.values, groups.held.strong) or None
+
+
+def _keep_apart(groups: SharedValues, order: np.ndarray, batch_size: int) -> np.ndarray:
     """The order with rows of one group in different batches; the rows that fill no batch stay at the end."""
     import numpy as np
 
-    from gcbs_st.batches.shared_values import SharedValues
-
-    groups = SharedValues(np.arange(len(group_of_row)), group_of_row)
     whole = len(order) // batch_size * batch_size
     separated = groups.separate(order[:whole], batch_size)
     if found := groups.clashes(separated, batch_size):

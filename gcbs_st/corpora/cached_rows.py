@@ -8,12 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gcbs_st.files import write_text
+from gcbs_st.files import cache_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +26,7 @@ def cached_rows(kind: str, key: Any, width: int, make: Callable[[], Rows]) -> Ro
     number of texts per row.
     """
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    file = Path(folder) / "gcbs_st" / f"{kind}-{digest}.json"
+    file = cache_folder() / f"{kind}-{digest}.json"
     if (rows := _read(file, width)) is None:
         rows = make()
         try:

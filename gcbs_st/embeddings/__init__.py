@@ -1,4 +1,4 @@
-"""Where embeddings come from: encoded by the model as it is, or harvested from training.
+"""Where embeddings come from: encoded by the model as it is, harvested from training, or kept from before it.
 
-May import: `rows`, `ranks`.
+May import: `rows`, `ranks`, `files`.
 """

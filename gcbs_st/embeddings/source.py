@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from gcbs_st.embeddings.encode import Collate, MeanSquare, encode_collated, encode_rows, no_embeddings
+from gcbs_st.embeddings.fixed import Embedder, FixedView, view_key
 from gcbs_st.embeddings.harvest import Harvester
 from gcbs_st.embeddings.store import NEVER, EmbeddingStore, make_key
-from gcbs_st.embeddings.views import View, sentence_embedding
+from gcbs_st.embeddings.views import View, alike_and_not, sentence_embedding
 from gcbs_st.ranks import agree, failing_together, gather_rows, wait_for_all
 from gcbs_st.rows.columns import read_columns
 from gcbs_st.rows.training_set import TrainingPart
@@ -28,6 +29,7 @@ from gcbs_st.rows.training_set import TrainingPart
 logger = logging.getLogger(__name__)
 
 EMBEDDINGS_FOLDER = "gcbs_embeddings"
+INITIAL = "initial"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class Fetched:
     arrays: list[np.ndarray]  # one (m, d) array of unit rows per column, anchors first
     # (m,) optimizer steps since each row was embedded; empty for word vectors, which are no embedding of this model.
     ages: np.ndarray
+    # What is planned on instead, arrays alike in shape to one another; None for `arrays` themselves.
+    planned: list[np.ndarray] | None = None
+    # By a reference, which says what is a false negative, see `SourceOptions.judge`; None without one.
+    judged: list[np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,10 @@ class SourceOptions:
     view: View = sentence_embedding  # what is planned on of the outputs of a pass, encoded or harvested
     # Makes the features of rows, where the user's collator may change texts; None to encode them as they are.
     collate: Collate | None = None
+    # What is planned on: None stands for the model as it is. Of two views rows share a batch that are alike in the
+    # first and not in the second.
+    planned_views: Sequence[FixedView | None] = (None,)
+    judge: FixedView | None = None  # whose scores say what is a false negative; None for those that are planned on
 
 
 NOTHING = Fetched(np.zeros(0, np.int64), [], np.zeros(0))
@@ -89,6 +99,8 @@ class EmbeddingSource:
         self._outbox: dict[str, list[tuple[np.ndarray, ...]]] = {name: [] for name in parts}
         # The ranks of one node write to the same files; otherwise their rows are sent to the one that plans.
         self._shares_files = ranks > 1 and options.folder is not None
+        self.unreported_seconds = 0.0  # of making fixed views, until a plan reports them
+        self._make_fixed_views()
         if not self.harvests:
             return
         for index, (name, part) in enumerate(self.parts.items()):
@@ -169,12 +181,89 @@ class EmbeddingSource:
                 latest_last = np.argsort(steps, kind="stable")
                 store.write(rows[latest_last], [array[latest_last] for array in arrays], steps[latest_last])
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether what is planned on stays as it is while the model trains."""
+        return None not in self.options.planned_views
+
+    def _make_fixed_views(self) -> None:
+        """Embeds all rows by the models that do not train, where no earlier run has kept what comes of it."""
+        began = time.perf_counter()
+        for view in dict.fromkeys([*self.options.planned_views, self.options.judge]):
+            for name, part in self.parts.items() if view is not None else ():
+                if part.columns:
+                    assert view is not None
+                    self._make_fixed_view(view, name, part)
+            if view is not None:
+                view.release()
+        self.unreported_seconds = time.perf_counter() - began
+        self.seconds += self.unreported_seconds
+
+    def _make_fixed_view(self, view: FixedView, name: str, part: TrainingPart) -> None:
+        key, found = None, False
+        if agree(view.has(name), self.ranks):  # of an earlier start of the same run, with larger batches
+            return
+        with failing_together("looking for embeddings on disk", self.ranks):
+            if self.is_main:
+                key = view_key(view, name, part.dataset, self.autocast)
+                found = view.open(name, key)
+        if agree(view.only_on_disk and not found, self.ranks):
+            raise ValueError(
+                f"planner_view: {view.name} stands for the weights that the run began with, but the model that it is "
+                "resumed with has others, and the embeddings that it kept on disk are gone. Give the trainer the model "
+                "that the run began with; the checkpoint's weights are loaded into it."
+            )
+        if agree(found, self.ranks):
+            logger.info("The embeddings of %s by %s are those of an earlier run.", name or "the rows", view.name)
+        else:
+            self.norms = MeanSquare()
+            with view.embedder.with_own_weights():
+                arrays = self._encode(name, np.arange(len(part.dataset)), view.embedder)
+            with failing_together("keeping embeddings", self.ranks):
+                if self.is_main:
+                    view.keep(name, key, arrays, self.norms.value)
+            view.passes += 1
+        if self.is_main and len(without := view.without_text(name)):
+            self._warn_useless(name, without, len(part.dataset), part.columns[0].name)
+
     def fetch(self, name: str, rows: np.ndarray, step: int, *, everything: bool = False) -> Fetched:
         """Returns those of the (m,) ascending rows that there are embeddings of. To be called by all ranks.
 
         `step` is the number of optimizer steps taken so far; with `everything` what would be missing otherwise is
         encoded. Raises a ValueError as `gcbs_st.embeddings.encode.encode_rows` does.
         """
+        views, judge = self.options.planned_views, self.options.judge
+        found = self._fetch_current(name, rows, step, everything) if None in views else None
+        if not self.is_main:
+            return NOTHING
+        kept = rows if found is None else found.rows
+        for view in (*views, judge):
+            if view is not None and len(kept):
+                kept = kept[view.useful(name, kept)]
+        if not len(kept):
+            return NOTHING
+
+        def read(view: FixedView | None) -> list[np.ndarray]:
+            if view is not None:
+                return view.read(name, kept)
+            assert found is not None
+            if len(kept) == len(found.rows):
+                return found.arrays
+            places = np.searchsorted(found.rows, kept)
+            return [array[places] for array in found.arrays]
+
+        arrays = read(views[0])
+        ages = np.zeros(0)
+        if views[0] is None:
+            assert found is not None
+            ages = found.ages[np.searchsorted(found.rows, kept)]
+        elif views[0].name == INITIAL:
+            ages = np.full(len(kept), step)
+        planned = alike_and_not(arrays, read(views[1])) if len(views) == 2 else None
+        return Fetched(kept, arrays, ages, planned, None if judge is None else read(judge))
+
+    def _fetch_current(self, name: str, rows: np.ndarray, step: int, everything: bool) -> Fetched:
+        """What `fetch` returns of the model as it is."""
         self.sync()
         if self.harvests and self._harvester is not None:
             hidden = self._harvester.batches > 0 and self._harvester.complete == 0
@@ -206,6 +295,9 @@ class EmbeddingSource:
 
     def mean_square_norm(self, name: str) -> float:
         """Returns the mean squared norm of a dataset's embeddings before they became unit rows; 1 without any."""
+        first = self.options.planned_views[0]
+        if first is not None:  # a reference's norms say nothing of those of the model
+            return first.mean_square_norm(name) if first.name == INITIAL and self.is_main else 1.0
         if not self.harvests:
             return self.norms.value
         store = self.stores[name]
@@ -215,20 +307,25 @@ class EmbeddingSource:
         """Returns (m,) bool, whether all texts of a row have an embedding; warns, once, where some have none."""
         with_text = np.stack([array.any(axis=1) for array in arrays])
         useful = np.asarray(with_text.all(axis=0))
-        if not useful.all() and name not in self._warned:
-            self._warned.add(name)
+        if not useful.all():
             row = np.flatnonzero(~useful)[0]
             column = int(np.flatnonzero(~with_text[:, row])[0])
-            part = self.parts[name]
-            text = read_columns(part.dataset, rows[[row]], [part.columns[column].name])[0][0]
-            of = f" {name!r}" if name else ""
-            logger.warning(
-                "%d of %d rows of the training set%s have a text without an embedding (zero, NaN or infinity), for "
-                "example %.120r in row %d. They are trained as ever, but not planned: they fill batches "
-                "with random rows.",
-                *(int((~useful).sum()), len(rows), of, text, rows[row]),
-            )
+            self._warn_useless(name, rows[~useful], len(rows), self.parts[name].columns[column].name)
         return useful
+
+    def _warn_useless(self, name: str, rows: np.ndarray, count: int, column: str) -> None:
+        """Warns, once, of rows a text of which has no embedding, `rows` of `count`; the first's text is in a column."""
+        if name in self._warned:
+            return
+        self._warned.add(name)
+        text = read_columns(self.parts[name].dataset, rows[:1], [column])[0][0]
+        of = f" {name!r}" if name else ""
+        logger.warning(
+            "%d of %d rows of the training set%s have a text without an embedding (zero, NaN or infinity), for "
+            "example %.120r in row %d. They are trained as ever, but not planned: they fill batches "
+            "with random rows.",
+            *(len(rows), count, of, text, rows[0]),
+        )
 
     def _refuse_diverged(self, name: str, rows: np.ndarray) -> None:
         """Raises, on all ranks, where nothing that was harvested can be used."""
@@ -264,29 +361,32 @@ class EmbeddingSource:
         rank = torch.distributed.get_rank() if self.ranks > 1 else 0
         return np.array_split(rows, self.ranks)[rank]
 
-    def _encode(self, name: str, rows: np.ndarray) -> list[np.ndarray]:
+    def _encode(self, name: str, rows: np.ndarray, embedder: Embedder | None = None) -> list[np.ndarray]:
         """Returns one array per column on the process that plans, of rows that all ranks take part in encoding."""
         with failing_together("embedding", self.ranks):
-            arrays = self._encode_own(name, self._slice(rows))
+            arrays = self._encode_own(name, self._slice(rows), embedder)
         if self.ranks == 1:
             return arrays
         return [gather_rows(array, self.ranks, self.device) for array in arrays]
 
-    def _encode_own(self, name: str, rows: np.ndarray) -> list[np.ndarray]:
-        part = self.parts[name]
+    def _encode_own(self, name: str, rows: np.ndarray, embedder: Embedder | None = None) -> list[np.ndarray]:
+        part, options = self.parts[name], self.options
+        if embedder is None:  # the model as it is
+            embedder = Embedder(self.model, {name: part.columns}, options.view, options.collate)
+        columns = embedder.columns[name]
         if not len(rows):
-            return [np.zeros((0, 0), np.float32) for _ in part.columns]
+            return [np.zeros((0, 0), np.float32) for _ in columns]
         passes: dict[str, Any] = {
             "batch_size": self.options.batch_size,
             "progress": f"planning {name}".strip() if self.options.show_progress and self.is_main else None,
             "autocast": self.autocast,
-            "view": self.options.view,
+            "view": embedder.view,
             "norms": self.norms,
         }
-        if self.options.collate is None:
-            return encode_rows(self.model, part.dataset, rows, part.columns, **passes)
+        if embedder.collate is None:
+            return encode_rows(embedder.model, part.dataset, rows, columns, **passes)
         return encode_collated(
-            self.model, part.dataset, rows, part.columns, part.column_positions, self.options.collate, **passes
+            embedder.model, part.dataset, rows, columns, part.column_positions, embedder.collate, **passes
         )
 
     def save(self, folder: Path) -> None:

@@ -56,6 +56,24 @@ class RandomProjection:
         return f"RandomProjection(dimensions={self.dimensions}, seed={self.seed})"
 
 
+def alike_and_not(alike: list[np.ndarray], not_alike: list[np.ndarray]) -> list[np.ndarray]:
+    """Returns anchors and positives whose products are half of what those of one view have above those of another.
+
+    Both are (m, d) arrays of unit rows, one for each column, of as many columns; of the results, which are unit rows
+    too, the product of the first and the last is (a1 . p1 - a2 . p2) / 2. Rows are near there that are alike in the
+    first view and not in the second: what a learner takes for alike and a reference does not, as in JEST
+    (arXiv 2406.17711), which takes losses where these are scores.
+
+    >>> near, far = np.array([[1.0, 0.0], [0.8, 0.6]]), np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> left, right = alike_and_not([near, near], [far, far])
+    >>> (2 * left @ right.T).round(2).tolist()
+    [[0.0, 0.8], [0.8, 0.0]]
+    """
+    half = np.float32(np.sqrt(0.5))
+    left = np.concatenate([half * alike[0], -half * not_alike[0]], axis=1)
+    return [left, np.concatenate([half * alike[-1], half * not_alike[-1]], axis=1)]
+
+
 def mean_of_tokens(output: Mapping[str, Any]) -> Tensor | None:
     """Returns the (B, d) float32 means of the token vectors that a late-interaction model scores, if there are any.
 

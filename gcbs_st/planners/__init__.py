@@ -18,6 +18,7 @@ from gcbs_st.planners.base import Planner, check_batches, check_order
 from gcbs_st.planners.best import BestPlanner
 from gcbs_st.planners.bisect import BisectPlanner
 from gcbs_st.planners.gcbs import GCBSPlanner
+from gcbs_st.planners.hobit import HobitPlanner
 from gcbs_st.planners.partition import PartitionPlanner
 from gcbs_st.planners.random import RandomPlanner
 from gcbs_st.planners.random_walk import RandomWalkPlanner
@@ -27,6 +28,7 @@ __all__ = [
     "BestPlanner",
     "BisectPlanner",
     "GCBSPlanner",
+    "HobitPlanner",
     "PartitionPlanner",
     "Planner",
     "RandomPlanner",
@@ -44,6 +46,7 @@ _REGISTRY: dict[str, Callable[..., Planner]] = {
     "best": BestPlanner,
     "bisect": BisectPlanner,
     "gcbs": GCBSPlanner,
+    "hobit": HobitPlanner,
     "partition": PartitionPlanner,
     "random": RandomPlanner,
     "random_walk": RandomWalkPlanner,

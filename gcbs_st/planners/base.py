@@ -54,6 +54,8 @@ class BasePlanner:
 
     # Several processes may each plan rows that lie together, see `gcbs_st.training.parallel_planning`.
     splits: ClassVar[bool] = False
+    # Nothing but products of anchors with positives is asked for, so that two views can be planned on at once.
+    plans_on_products: ClassVar[bool] = True
 
     @property
     def needs_embeddings(self) -> bool:
@@ -90,6 +92,7 @@ class Abilities:
     splits: bool  # several processes may each plan a part of the rows
     needs_embeddings: bool  # the order depends on the embeddings
     covers_each_row_once: bool  # the order is a bijection
+    plans_on_products: bool  # it asks for nothing but products of anchors with positives
     clusters_per_batch: int | None  # clusters that make a batch; None for a planner that knows no clusters
 
 
@@ -98,10 +101,10 @@ def abilities_of(planner: Planner) -> Abilities:
 
     >>> from gcbs_st.planners import BestPlanner
     >>> abilities_of(BestPlanner(clusters_per_batch=2))
-    Abilities(splits=True, needs_embeddings=True, covers_each_row_once=True, clusters_per_batch=2)
+    Abilities(splits=True, ..., clusters_per_batch=2)
     """
     usual = BasePlanner()
-    known = ("splits", "needs_embeddings", "covers_each_row_once")
+    known = ("splits", "needs_embeddings", "covers_each_row_once", "plans_on_products")
     said = {name: bool(getattr(planner, name, getattr(usual, name))) for name in known}
     return Abilities(**said, clusters_per_batch=getattr(planner, "clusters_per_batch", None))
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from gcbs_st.planners.algorithms.clusters import cluster_size_of, draw_rest, finish_order
+from gcbs_st.planners.algorithms.contradictions import Contradictions
 from gcbs_st.planners.algorithms.graph import Affinity, find_in_cells, measure_background, weigh_neighbors
 from gcbs_st.planners.algorithms.metis import cut_evenly
 from gcbs_st.planners.algorithms.swaps import CEILING_PENALTY, anneal_swaps
@@ -17,8 +18,9 @@ from gcbs_st.planners.base import BasePlanner, check_least, check_positive, scal
 # Swaps tried per row, and cells searched, at effort 1.
 _MOVES = 50.0
 _PROBES = 24
-# With a ceiling there are two aims to balance, which takes longer.
-_CEILING_EFFORT = 3.0
+# With a ceiling there are two aims to balance, which takes longer; so does what rows that contradict one another leave.
+_CEILING_EFFORT, _CONTRADICTED_EFFORT = 3.0, 1.6
+_NEIGHBORS, _CONTRADICTED_NEIGHBORS = 32, 64
 # From this effort on METIS gives the start. It is nearer to the end, where a cooler beginning keeps what it found.
 _METIS_EFFORT = 2.0
 _HEAT, _METIS_HEAT, _CEILING_HEAT = (0.32, 0.065), (0.14, 0.046), (0.1, 0.01)
@@ -40,12 +42,13 @@ class BestPlanner(BasePlanner):
     Attributes:
         effort: time to spend; 1 is 50 swaps per row in about half of GCBS's time, 4 closes a little more.
             From 2 on, and with a ceiling, METIS gives the start.
-        neighbors: k, of each row.
+        neighbors: k, of each row; None for 32, and 64 where rows contradict one another.
         scale: 1 / temperature of the loss; None for that of the loss in training, and 20 outside of it.
         ceiling: rows whose cosine with an anchor is above this times that of its own positive are kept out of its
             batch where possible; 1.0 means every row above the positive, None no row. Only rows among the
             `neighbors` are seen, so raise those where many are above it.
         clusters_per_batch: random clusters of B / clusters_per_batch rows that make a batch; 1 is hardest.
+        contradictions: rows that are no negatives of each other and weigh nothing; the trainer says which.
         threads: at work at once, 0 for one per core. The order does not depend on it.
 
     Example:
@@ -58,11 +61,12 @@ class BestPlanner(BasePlanner):
     splits: ClassVar[bool] = True
 
     effort: float = 1.0
-    neighbors: int = 32
+    neighbors: int | None = None
     scale: float | None = None
     ceiling: float | None = None
     clusters_per_batch: int = 1
     threads: int = 0
+    contradictions: Contradictions | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raises a ValueError for an option out of its range."""
@@ -88,22 +92,31 @@ class BestPlanner(BasePlanner):
         self, anchors: np.ndarray, positives: np.ndarray, order: np.ndarray, size: int, rng: np.random.Generator
     ) -> Affinity:
         scale, probes = scale_or_default(self.scale), max(1, round(_PROBES * self.effort**0.75))
-        ids, cosines = find_in_cells(anchors, positives, order, self.neighbors, probes=probes, threads=self.threads)
+        ids, cosines = find_in_cells(
+            anchors,
+            positives,
+            order,
+            self.neighbors or (_CONTRADICTED_NEIGHBORS if self.contradictions else _NEIGHBORS),
+            probes=probes,
+            threads=self.threads,
+            contradictions=self.contradictions,
+        )
         own, background = measure_background(anchors, positives, order, cosines, scale=scale, rng=rng)
         return weigh_neighbors(ids, cosines, own, background, batch_size=size, scale=scale, ceiling=self.ceiling)
 
     def _refine(self, affinity: Affinity, size: int, rng: np.random.Generator) -> np.ndarray:
         """The places of the rows after the swaps."""
         places, heat, penalty = np.arange(len(affinity.starts) - 1), _HEAT, 0.0
+        longer = _CONTRADICTED_EFFORT if self.contradictions else 1.0
         if self.effort >= _METIS_EFFORT or self.ceiling is not None:
             places, heat = cut_evenly(affinity, size, int(rng.integers(2**31))), _METIS_HEAT
         if self.ceiling is not None:
-            heat, penalty = _CEILING_HEAT, CEILING_PENALTY
+            heat, penalty, longer = _CEILING_HEAT, CEILING_PENALTY, _CEILING_EFFORT
         return anneal_swaps(
             affinity,
             places,
             size,
-            moves=_MOVES * self.effort * (1 if self.ceiling is None else _CEILING_EFFORT),
+            moves=_MOVES * self.effort * longer,
             heat=heat,
             penalty=penalty,
             seed=int(rng.integers(2**31)),

@@ -6,6 +6,7 @@ Dahiya et al., "NGAME: Negative Mining-aware Mini-batching for Extreme Classific
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -40,6 +41,8 @@ class BisectPlanner(BasePlanner):
         >>> sorted(order.tolist()) == list(range(100))
         True
     """
+
+    plans_on_products: ClassVar[bool] = False
 
     trees: int = 4
     clusters_per_batch: int = 1

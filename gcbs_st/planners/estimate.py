@@ -9,11 +9,13 @@ chapter 7): its errors are a third of those of a plain mean.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gcbs_st.planners.quality import TAIL, PlanQuality, log_sum_exp
+from gcbs_st.planners.algorithms.contradictions import Contradictions
+from gcbs_st.planners.quality import TAIL, PlanQuality, log_sum_exp, masked_shares
 
 # Products with all rows, and products within batches: a tenth of a second on two cores each.
 _WIDE_PRODUCTS, _NEAR_PRODUCTS = 2**23, 2**22
@@ -57,14 +59,38 @@ def estimate_quality(
     scale: float,
     are_pairs: np.ndarray | None = None,
     seed: int = 0,
+    contradictions: Contradictions | None = None,
 ) -> PlanQuality:
     """Returns the quality of a plan, estimated from anchors of many batches.
 
     `anchors` and `positives` are (n, d) unit rows, blocks of the (m,) `order` are batches, m a multiple of
     `batch_size`. `are_pairs` is (n,) bool, False for rows whose second text is no positive, which are no anchors
-    either; None if all are pairs. `closed` is 0 where no batch could differ from any other. Raises a ValueError if
-    there is no batch, or no pair in the batches. Cost: 1.2e7 products of d numbers, about 200 MB of memory.
+    either; None if all are pairs. `contradictions` are of the n rows. `closed` is 0 where no batch could differ from any other. Raises a ValueError if
+    there is no batch, or no pair in the batches. Cost: 1.2e7 products of d numbers, about 200 MB of memory; twice that
+    with contradictions.
     """
+    plain = _estimate(anchors, positives, order, batch_size, scale, are_pairs, seed, None)
+    if not contradictions:
+        return plain
+    trained = _estimate(anchors, positives, order, batch_size, scale, are_pairs, seed, contradictions)
+    batches = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+    drawn = np.random.default_rng(seed).permutation(len(batches))[:_MOST_BATCHES]
+    shares = masked_shares(anchors, positives, batches[np.sort(drawn)], contradictions)
+    found: dict[str, Any] = {"trained_gap": trained.gap, "trained_closed": trained.closed, **shares}
+    return replace(plain, **found)
+
+
+def _estimate(  # noqa: PLR0913 - what its caller was given
+    anchors: np.ndarray,
+    positives: np.ndarray,
+    order: np.ndarray,
+    batch_size: int,
+    scale: float,
+    are_pairs: np.ndarray | None,
+    seed: int,
+    against: Contradictions | None,
+) -> PlanQuality:
+    """The quality of the losses in which rows that contradict each other count nothing."""
     rng, n = np.random.default_rng(seed), len(anchors)
     batches = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
     usable = np.ones(batches.shape, bool) if are_pairs is None else are_pairs[batches]
@@ -72,8 +98,8 @@ def estimate_quality(
         raise ValueError(
             f"order: got {len(order)} rows, expected at least one batch of {batch_size} that holds a pair."
         )
-    near = _measure_near(anchors, positives, batches, usable, scale, rng)
-    wide = _measure_wide(anchors, positives, batches, near.places, scale, rng)
+    near = _measure_near(anchors, positives, batches, usable, scale, rng, against)
+    wide = _measure_wide(anchors, positives, batches, near.places, scale, rng, against)
     gap_random = _predict(wide.all - near.random[wide.chosen], wide, near)
     gap_limit = _predict(wide.all - wide.hardest, wide, near)
     gained, closable = float((near.batch - near.random).mean()), gap_random - gap_limit
@@ -102,13 +128,14 @@ def _predict(values: np.ndarray, wide: _Wide, near: _Near) -> float:
     return float(facts.mean(axis=0) @ weights)
 
 
-def _measure_near(
+def _measure_near(  # noqa: PLR0913 - as its caller
     anchors: np.ndarray,
     positives: np.ndarray,
     batches: np.ndarray,
     usable: np.ndarray,
     scale: float,
     rng: np.random.Generator,
+    against: Contradictions | None,
 ) -> _Near:
     batch_size = batches.shape[1]
     drawn = np.sort(rng.permutation(np.flatnonzero(usable.any(axis=1)))[:_MOST_BATCHES])
@@ -120,11 +147,12 @@ def _measure_near(
         queries = scale * anchors[batch[slots]].astype(np.float32)
         within = queries @ positives[batch].astype(np.float32).T
         own = within[np.arange(len(slots)), slots].astype(np.float64)
+        allowed = _without_barred(within, batch[slots], batch, own, scale, against)
         parts.append(
             _Near(
                 places=number * batch_size + slots,
                 own=own,
-                batch=log_sum_exp(within),
+                batch=log_sum_exp(allowed),
                 random=np.zeros(len(slots)),
                 mean=within.mean(axis=1),
                 false=(within > own[:, None]).sum(axis=1),
@@ -132,10 +160,24 @@ def _measure_near(
         )
     near = _Near(*(np.concatenate(values) for values in zip(*parts, strict=True)))
     rows = batches.ravel()[near.places]
-    return near._replace(random=_random_log_sums(anchors, positives, rows, near.own, batch_size, scale, rng))
+    return near._replace(random=_random_log_sums(anchors, positives, rows, near.own, batch_size, scale, rng, against))
 
 
-def _random_log_sums(
+def _without_barred(  # noqa: PLR0913 - as its caller
+    scores: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    own: np.ndarray,
+    scale: float,
+    against: Contradictions | None,
+) -> np.ndarray:
+    """(m, k) scores of rows with columns, -inf where the two contradict each other."""
+    if against is None:
+        return scores
+    return np.where(against.among(rows, columns, scores / scale, own / scale), -np.inf, scores)
+
+
+def _random_log_sums(  # noqa: PLR0913 - as its caller
     anchors: np.ndarray,
     positives: np.ndarray,
     rows: np.ndarray,
@@ -143,6 +185,7 @@ def _random_log_sums(
     batch_size: int,
     scale: float,
     rng: np.random.Generator,
+    against: Contradictions | None,
 ) -> np.ndarray:
     """(m,) log-sum-exp of anchors over random batches.
 
@@ -158,6 +201,7 @@ def _random_log_sums(
             taken = order[start : start + _SHARING_ANCHORS]
             others = rng.choice(n, min(n, batch_size), replace=False)
             scores = scale * anchors[rows[taken]].astype(np.float32) @ positives[others].astype(np.float32).T
+            scores = _without_barred(scores, rows[taken], others, own[taken], scale, against)
             # The own positive takes the place of one of the others: of itself where it is among them.
             itself = others[None, :] == rows[taken][:, None]
             scores[np.arange(len(taken)), itself.argmax(axis=1)] = own[taken]
@@ -165,13 +209,14 @@ def _random_log_sums(
     return sums
 
 
-def _measure_wide(
+def _measure_wide(  # noqa: PLR0913 - as its caller
     anchors: np.ndarray,
     positives: np.ndarray,
     batches: np.ndarray,
     places: np.ndarray,
     scale: float,
     rng: np.random.Generator,
+    against: Contradictions | None,
 ) -> _Wide:
     n, batch_size = len(anchors), batches.shape[1]
     columns = np.arange(n) if n <= _MOST_COLUMNS else np.sort(rng.choice(n, _MOST_COLUMNS, replace=False))
@@ -187,7 +232,7 @@ def _measure_wide(
         rows, members = batches.ravel()[taken], batches[taken // batch_size]
         queries = scale * anchors[rows].astype(np.float32)
         own = np.einsum("ij,ij->i", queries, positives[rows].astype(np.float32)).astype(np.float64)
-        scores = queries @ keys.T
+        scores = _without_barred(queries @ keys.T, rows, columns, own, scale, against)
         scores[columns[None, :] == rows[:, None]] = -np.inf
         top = -np.sort(-np.partition(scores, len(columns) - kept, axis=1)[:, len(columns) - kept :], axis=1)
         # Members of the batch that are among the columns, and harder than the last of the anchor's tail.

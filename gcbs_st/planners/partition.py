@@ -6,12 +6,13 @@ arXiv 2505.11293, for the graph and its use; Karypis and Kumar, SIAM J. Sci. Com
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from gcbs_st.planners.algorithms.clusters import cluster_size_of, draw_rest, finish_order
+from gcbs_st.planners.algorithms.contradictions import Contradictions
 from gcbs_st.planners.algorithms.graph import (
     Affinity,
     drop_edges,
@@ -54,6 +55,7 @@ class PartitionPlanner(BasePlanner):
             batch where possible; 1.0 means every row above the positive, None no row. Only rows among the
             `neighbors` are seen, so raise those where many are above it.
         clusters_per_batch: random clusters of B / clusters_per_batch rows that make a batch; 1 is hardest.
+        contradictions: rows that are no negatives of each other and weigh nothing; the trainer says which.
         threads: at work at once, 0 for one per core.
 
     Example:
@@ -74,6 +76,7 @@ class PartitionPlanner(BasePlanner):
     ceiling: float | None = None
     clusters_per_batch: int = 1
     threads: int = 0
+    contradictions: Contradictions | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raises a ValueError for an option out of its range."""
@@ -115,11 +118,17 @@ class PartitionPlanner(BasePlanner):
         self, anchors: np.ndarray, positives: np.ndarray, order: np.ndarray, size: int, rng: np.random.Generator
     ) -> Affinity:
         scale = scale_or_default(self.scale)
-        if self.exact:
+        if self.exact and not self.contradictions:
             ids, cosines = find_exactly(anchors, positives, order, self.neighbors)
-        else:
+        else:  # faiss cannot leave out what is no negative
             ids, cosines = find_in_cells(
-                anchors, positives, order, self.neighbors, probes=_PROBES, threads=self.threads
+                anchors,
+                positives,
+                order,
+                self.neighbors,
+                probes=len(order) if self.exact else _PROBES,
+                threads=self.threads,
+                contradictions=self.contradictions,
             )
         own, background = measure_background(anchors, positives, order, cosines, scale=scale, rng=rng)
         ids = drop_edges(ids, drop_top=self.drop_top, keep=self.keep, mutual=self.mutual)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gcbs_st.planners.algorithms.contradictions import Contradictions
 from gcbs_st.planners.base import check_pairs
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,11 @@ class PlanQuality:
     # The gap if every anchor chose its own B - 1 hardest negatives, which no partition reaches.
     gap_limit: float | None = None
     closed: float | None = None  # (gap_random - gap) / (gap_random - gap_limit): 0 is random, 1 the unreachable limit
+    # The same of the losses that are trained, in which rows that contradict each other count nothing; None without any.
+    trained_gap: float | None = None
+    trained_closed: float | None = None
+    masked: float | None = None  # share of the in-batch negatives that count nothing, in [0, 1]
+    worst_masked: float | None = None  # the same of the one batch in a hundred that has most of them
 
     def logged(self) -> dict[str, float]:
         """Returns the fields that tell something over the steps of a run."""
@@ -56,12 +62,22 @@ class PlanQuality:
             "closed": self.closed or 0.0,
             "tail_coverage": self.tail_coverage,
             "false_negatives": self.false_negatives,
+            **{
+                name: value
+                for name in ("trained_gap", "trained_closed", "masked", "worst_masked")
+                if (value := getattr(self, name)) is not None
+            },
         }
 
     def rounded(self, digits: int = 4) -> dict[str, float | int | None]:
         """Returns the fields as a dict of rounded numbers; `global_loss` is named "global", as in tables."""
         fields = {"global" if key == "global_loss" else key: value for key, value in asdict(self).items()}
-        return {key: round(value, digits) if isinstance(value, float) else value for key, value in fields.items()}
+        trained = ("trained_gap", "trained_closed", "masked", "worst_masked")
+        return {
+            key: round(value, digits) if isinstance(value, float) else value
+            for key, value in fields.items()
+            if value is not None or key not in trained
+        }
 
 
 def plan_quality(  # noqa: PLR0913 - a keyword for each choice of the measurement
@@ -74,13 +90,14 @@ def plan_quality(  # noqa: PLR0913 - a keyword for each choice of the measuremen
     sample_rows: int | None = SAMPLE_ROWS,
     compare: bool = True,
     seed: int = 0,
+    contradictions: Contradictions | None = None,
 ) -> PlanQuality:
     """Returns the quality of a plan, measured on whole batches drawn with a seed.
 
     `anchors` and `positives` are (n, d) floats, unit rows, row i of the second being the positive of row i of the
     first. `order` is (m,) integers in [0, n); consecutive blocks are batches, whose rows are distinct, and a shorter
     last block is left out. About `sample_rows` anchors are measured, None for all. `compare` also measures a random
-    order and the limit, which `closed` needs. Raises a ValueError for input that no planner takes, and an order that
+    order and the limit, which `closed` needs. `contradictions` are of the n rows. Raises a ValueError for input that no planner takes, and an order that
     is not of integers, holds an unknown row, one twice in a batch, or less than a batch.
 
     Cost: O(sample_rows n d) time, twice that with `compare`; about 300 MB of memory, more from 16 million rows on.
@@ -102,25 +119,40 @@ def plan_quality(  # noqa: PLR0913 - a keyword for each choice of the measuremen
     if (batches[:, 1:] == batches[:, :-1]).any() or order.min() < 0 or order.max() >= n:
         raise ValueError(f"order: holds a row twice in a batch or a row outside 0..{n - 1}, expected distinct rows.")
     positives = positives.astype(np.float32, copy=False)
-    measured = _measure(anchors, positives, _draw(order, batch_size, sample_rows, seed), scale, with_limit=False)
-    used: dict[str, Any] = {"rows_used": len(order) // batch_size * batch_size, "rows": n}
-    if not compare:
-        return PlanQuality(**_plan_fields(measured), **used)
-    shuffled = np.random.default_rng(1).permutation(n)
-    plain = _measure(anchors, positives, _draw(shuffled, batch_size, sample_rows, seed), scale, with_limit=True)
-    closable = plain["gap"] - plain["gap_limit"]
-    return PlanQuality(
-        **_plan_fields(measured),
-        **used,
-        gap_random=plain["gap"],
-        gap_limit=plain["gap_limit"],
-        # Where all rows are alike no plan can differ from any other: nothing was closable.
-        closed=(plain["gap"] - measured["gap"]) / closable if closable > 1e-9 else 0.0,
-    )
+    against = contradictions if contradictions else None
+    drawn = _draw(order, batch_size, sample_rows, seed)
+    measured = _measure(anchors, positives, drawn, scale, against, with_limit=False)
+    found: dict[str, Any] = {**measured, "rows_used": len(order) // batch_size * batch_size, "rows": n}
+    if against is not None:
+        whole = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+        found |= masked_shares(anchors, positives, whole, against)
+    if compare:
+        shuffled = _draw(np.random.default_rng(1).permutation(n), batch_size, sample_rows, seed)
+        plain = _measure(anchors, positives, shuffled, scale, against, with_limit=True)
+        found |= {"gap_random": plain["gap"], "gap_limit": plain["gap_limit"], "closed": _closed(plain, measured, "")}
+        if against is not None:
+            found["trained_closed"] = _closed(plain, measured, "trained_")
+    return PlanQuality(**found)
 
 
-def _plan_fields(measured: dict[str, float]) -> dict[str, Any]:
-    return {key: value for key, value in measured.items() if key != "gap_limit"}
+def _closed(plain: dict[str, float], measured: dict[str, float], which: str) -> float:
+    """What a plan closes of the gap that random batches leave, of one of the losses."""
+    closable = plain[which + "gap"] - plain[which + "gap_limit"]
+    # Where all rows are alike no plan can differ from any other: nothing was closable.
+    return (plain[which + "gap"] - measured[which + "gap"]) / closable if closable > 1e-9 else 0.0
+
+
+def masked_shares(
+    anchors: np.ndarray, positives: np.ndarray, batches: np.ndarray, contradictions: Contradictions
+) -> dict[str, float]:
+    """Returns `masked` and `worst_masked` of `PlanQuality`, of all (k, B) batches of a plan, in O(k B^2 d) time."""
+    shares = np.empty(len(batches))
+    for number, batch in enumerate(batches):
+        cosines = anchors[batch].astype(np.float32) @ positives[batch].astype(np.float32).T
+        shares[number] = contradictions.among(batch, batch, cosines, cosines.diagonal()).sum()
+    shares /= max(1, batches.shape[1] * (batches.shape[1] - 1))
+    worst = np.sort(shares)[-max(1, len(shares) // 100) :]
+    return {"masked": float(shares.mean()), "worst_masked": float(worst.mean())}
 
 
 def _draw(order: np.ndarray, batch_size: int, sample_rows: int | None, seed: int) -> np.ndarray:
@@ -130,12 +162,22 @@ def _draw(order: np.ndarray, batch_size: int, sample_rows: int | None, seed: int
     return batches[np.random.default_rng(seed).choice(len(batches), wanted, replace=False)]
 
 
-def _measure(
-    anchors: np.ndarray, positives: np.ndarray, batches: np.ndarray, scale: float, *, with_limit: bool
+def _measure(  # noqa: PLR0913 - one more would be a class
+    anchors: np.ndarray,
+    positives: np.ndarray,
+    batches: np.ndarray,
+    scale: float,
+    contradictions: Contradictions | None,
+    *,
+    with_limit: bool,
 ) -> dict[str, float]:
-    """Means over the anchors of the batches."""
+    """Means over the anchors of the batches; of random ones the limits, of others the share of the tail."""
     batch_size, n = batches.shape[1], len(anchors)
-    sums = dict.fromkeys(("train", "global_loss", "gap_bound", "tail_coverage", "false_negatives", "gap_limit"), 0.0)
+    names = ["train", "global_loss", "gap_bound", "false_negatives"]
+    names += ["gap_limit"] if with_limit else ["tail_coverage"]
+    if contradictions is not None:
+        names += ["trained_gap", *(["trained_gap_limit"] if with_limit else [])]
+    sums = dict.fromkeys(names, 0.0)
     # A batch of thousands of rows is measured in pieces too: products of all its rows with all others are gigabytes.
     together = max(1, min(_CHUNK_ROWS, _CHUNK_PRODUCTS // n))
     for start in range(0, batches.size, together):
@@ -149,6 +191,16 @@ def _measure(
         sums["global_loss"] += overall.sum()
         sums["gap_bound"] += (scores.max(axis=1) - within.mean(axis=1)).sum() + len(rows) * np.log(n / batch_size)
         sums["false_negatives"] += (within > own[:, None]).sum()
+        if contradictions is not None:
+            everybody = np.arange(n)
+            barred = contradictions.among(rows, everybody, scores / scale, own / scale)
+            allowed = np.where(barred, -np.inf, scores)
+            inside = np.take_along_axis(allowed, members, axis=1)
+            sums["trained_gap"] += (log_sum_exp(allowed) - log_sum_exp(inside)).sum()
+            if with_limit:
+                overall_allowed = log_sum_exp(allowed)
+                allowed[np.arange(len(rows)), rows] = -np.inf
+                sums["trained_gap_limit"] += (overall_allowed - hardest_log_sums(allowed, own, batch_size)).sum()
         # From here on only negatives count.
         scores[np.arange(len(rows)), rows] = -np.inf
         if not with_limit:  # which is asked for random batches, whose tail nobody looks at
@@ -157,7 +209,10 @@ def _measure(
             sums["gap_limit"] += (overall - hardest_log_sums(scores, own, batch_size) + own).sum()
     means = {key: float(total / batches.size) for key, total in sums.items()}
     # A mean of roundings can come out a hair below the bound that mathematics gives.
-    return {**means, "gap": max(0.0, means["global_loss"] - means["train"])}
+    means["gap"] = max(0.0, means["global_loss"] - means["train"])
+    if contradictions is not None:
+        means["trained_gap"] = max(0.0, means["trained_gap"])
+    return means
 
 
 def tail_shares(scores: np.ndarray, members: np.ndarray) -> np.ndarray:
@@ -190,4 +245,6 @@ def hardest_log_sums(scores: np.ndarray, own: np.ndarray, batch_size: int) -> np
 def log_sum_exp(scores: np.ndarray) -> np.ndarray:
     """Returns the (n,) float64 log of the sum of exponentials of each row of an (n, m) array, without overflow."""
     top = scores.max(axis=1, keepdims=True)
-    return np.log(np.exp(scores - top).sum(axis=1, dtype=np.float64)) + top[:, 0]
+    top = np.where(np.isfinite(top), top, 0)  # of a row that nothing but -inf stands in
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(np.exp(scores - top).sum(axis=1, dtype=np.float64)) + top[:, 0])

@@ -17,7 +17,8 @@ class TextColumn:
     """A column of the dataset and how training preprocesses it."""
 
     name: str  # of the column
-    prompt: str = ""  # what the collator puts before each text, "" for nothing
+    # What the collator puts before each text, "" for nothing; None for what the model puts there by itself.
+    prompt: str | None = ""
     task: str | None = None  # the route of a Router model, such as "query"; None without routes
     max_length: int | None = None  # tokens per text where training says it beside the model; None for the model's own
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Union
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
@@ -38,7 +39,16 @@ _EXPECTED_COLUMNS = (
     'one column name or two different ones, as ["anchor", "negative"], or a mapping of dataset name to such a list'
 )
 # Fields that a command line gives as JSON, and what is expected of it.
-FIELDS_IN_JSON = {"planner_options": "a JSON object", "planner_columns": _EXPECTED_COLUMNS}
+_EXPECTED_VIEW = 'model, initial, a reference model (name, folder or object), or a list of two of these, such as ["initial", "NAME"]'
+_EXPECTED_HARDNESS = (
+    "a number from 0 to 1, or a list of pairs [share of the run, hardness], both from 0 to 1, with rising shares"
+)
+FIELDS_IN_JSON = {
+    "planner_options": "a JSON object",
+    "planner_columns": _EXPECTED_COLUMNS,
+    "planner_view": _EXPECTED_VIEW,
+    "planner_hardness": _EXPECTED_HARDNESS,
+}
 _NO_DUPLICATES = ("NO_DUPLICATES", "NO_DUPLICATES_HASHED")
 _NUMBERS = (
     "replan_steps",
@@ -47,6 +57,7 @@ _NUMBERS = (
     "embedding_batch_size",
     "embedding_max_age",
     "embedding_budget",
+    "planner_margin",
 )
 
 
@@ -57,7 +68,18 @@ def _read_json(field_name: str, text: str, expected: str) -> Any:
     except json.JSONDecodeError as error:
         if field_name == "planner_columns" and text.isidentifier():
             return [text]
+        if field_name == "planner_view" and text and not text.startswith(("[", "{")):
+            return text
         raise ValueError(f"{field_name}: got {text!r}, expected {expected}: {error}") from None
+
+
+def _is_view(view: Any) -> bool:
+    return (isinstance(view, str) and bool(view)) or callable(getattr(view, "encode", None))
+
+
+def _name_view(view: Any) -> Any:
+    """A view as text; of a model that is given as an object its class."""
+    return view if view is None or isinstance(view, str) else f"{type(view).__module__}.{type(view).__qualname__}"
 
 
 @dataclass
@@ -99,6 +121,21 @@ class PlanningArguments(_Host):
         cluster_schedule: "constant", or "curriculum": the planner's clusters per batch start at the batch size,
             which is random batches, and halve in equal shares of the run until they reach the planner's own
             `clusters_per_batch` (NGAME, arXiv 2207.04452, doubles its cluster size on such a schedule).
+        planner_view: by whose embeddings rows are alike. "model": those of the model as it is when a plan is due;
+            "initial": those of the model as training found it; or a reference model, its name, folder or the object.
+            Those of the last two are made once, kept on disk for later runs, and every further plan is next to free.
+            Two of these, as a list or JSON, put rows together that are alike in the first and not in the second; for
+            planners that plan on products of anchors and positives, all of ours but `bisect`.
+        planner_hardness: how hard batches are, from 0, random ones, to 1, the planner's hardest. A batch of B rows is
+            made of clusters of B ** hardness rows of a plan. A list of pairs, or JSON, [share of the run, hardness],
+            is a schedule: hardness is interpolated between them, and a plan is made at each of them, besides those that
+            are due in any case. Two pairs of one share are a step. None is 1, and leaves the planner's own
+            `clusters_per_batch` and `cluster_schedule` in force, which say the same in other words.
+        planner_margin: rows that score above this times an anchor's own positive are no negatives of it, and planners
+            that take contradictions (`best`, `partition`, `hobit`) plan as if they were not there. None for the
+            margin of the loss, if it has a guard; infinity for none.
+        planner_reference: a model, as in `planner_view`, whose scores `planner_margin` goes by. None for those that are
+            planned on.
         shuffle_planned_batches: draw the batches of a plan in random order, not side by side.
 
     Raises:
@@ -161,6 +198,21 @@ class PlanningArguments(_Host):
         default="constant",
         metadata={"help": "constant, or curriculum: from random batches to the planner's hardness."},
     )
+    # Models are taken as well, as objects.
+    planner_view: Union[str, None, list[str]] = field(  # noqa: UP007 - HfArgumentParser reads Union
+        default="model",
+        metadata={"help": "By whose embeddings rows are alike: model, initial, a reference model, or two as JSON."},
+    )
+    planner_hardness: Union[str, None, float, list[list[float]]] = field(  # noqa: UP007 - as above
+        default=None,
+        metadata={"help": "0 (random batches) to 1 (hardest), or JSON pairs [share of the run, hardness]."},
+    )
+    planner_margin: Union[float, None] = field(  # noqa: UP007 - as above
+        default=None, metadata={"help": "Share of the own positive's score above which a row is no negative."}
+    )
+    planner_reference: Union[str, None] = field(  # noqa: UP007 - as above
+        default=None, metadata={"help": "Model whose scores planner_margin goes by; default: those planned on."}
+    )
     shuffle_planned_batches: bool = field(default=True, metadata={"help": "Draw a plan's batches in random order."})
 
     def __post_init__(self) -> None:
@@ -205,6 +257,8 @@ class PlanningArguments(_Host):
         if not isinstance(self.planner_options, (dict, type(None))):
             raise ValueError(f"planner_options: got {self.planner_options!r}, expected a mapping of option to value.")
         self._check_columns()
+        self._check_views()
+        self._check_hardness()
         self._check_planner()
 
     def _check_numbers(self) -> None:
@@ -223,8 +277,77 @@ class PlanningArguments(_Host):
             if given is not None and not (texts and 1 <= len(names) <= 2 and len(set(names)) == len(names)):
                 raise ValueError(f"planner_columns: got {given!r}, expected {_EXPECTED_COLUMNS}.")
 
+    @property
+    def views(self) -> list[Any]:
+        """Whose embeddings are planned on, one or two: "model", "initial", or a reference, a name or a model."""
+        given: Any = self.planner_view
+        return list(given) if isinstance(given, (list, tuple)) else ["model" if given is None else given]
+
+    def _check_views(self) -> None:
+        views, reference = self.views, self.planner_reference
+        alike = len(views) == 2 and (views[0] is views[1] or _name_view(views[0]) == views[1])
+        if not 1 <= len(views) <= 2 or alike or not all(_is_view(view) for view in views):
+            raise ValueError(f"planner_view: got {self.planner_view!r}, expected {_EXPECTED_VIEW}.")
+        if self.embedding_source == "harvest" and "model" not in [_name_view(view) for view in views]:
+            raise ValueError(
+                "embedding_source: harvest takes embeddings of the model as it trains, but planner_view is "
+                f"{self.planner_view!r}, which plans on others. Leave one of the two out."
+            )
+        if self.planner_margin is not None and not self.planner_margin >= 0:
+            raise ValueError(f"planner_margin: got {self.planner_margin}, expected at least 0, or None.")
+        if reference is not None and (_name_view(reference) == "model" or not _is_view(reference)):
+            raise ValueError(
+                f"planner_reference: got {reference!r}, expected a model (name, folder or object), initial, or None for "
+                "the embeddings that are planned on."
+            )
+
+    def _check_hardness(self) -> None:
+        given: Any = self.planner_hardness
+        if given is None:
+            return
+        try:
+            points = np.array(given if isinstance(given, (list, tuple)) else [[0.0, given]], np.float64)
+        except (TypeError, ValueError):
+            points = np.zeros(0)
+        shaped = (
+            points.ndim == 2 and points.shape[1:] == (2,) and len(points) > 0 and not isinstance(given, (bool, str))
+        )
+        if not shaped or not ((points >= 0) & (points <= 1)).all() or (np.diff(points[:, 0]) < 0).any():
+            raise ValueError(f"planner_hardness: got {given!r}, expected {_EXPECTED_HARDNESS}.")
+        if self.cluster_schedule != "constant" or (abilities_of(self.make_planner()).clusters_per_batch or 1) > 1:
+            raise ValueError(
+                f"planner_hardness: got {given!r} together with clusters_per_batch or cluster_schedule, which say the "
+                "same in other words. Leave one of the two out."
+            )
+
+    @property
+    def hardness_points(self) -> list[tuple[float, float]]:
+        """The schedule of hardness, pairs of share of the run and hardness; one of hardness 1 where none is given."""
+        given: Any = 1.0 if self.planner_hardness is None else self.planner_hardness
+        return [(float(s), float(h)) for s, h in given] if isinstance(given, (list, tuple)) else [(0.0, float(given))]
+
+    def hardness_at(self, step: int, max_steps: int) -> float:
+        """Returns how hard batches are to be that are drawn from an optimizer step on, 0 to 1."""
+        points, share = self.hardness_points, step / max(1, max_steps)
+        # Of two points of one share the later one is in force from there on. A plan is made at the first whole step
+        # behind a point, which is up to a step late.
+        behind = [i for i, (at, _) in enumerate(points) if at <= share + 1e-9]
+        if not behind or behind[-1] == len(points) - 1:
+            return points[behind[-1] if behind else 0][1]
+        (start, first), (stop, last) = points[behind[-1]], points[behind[-1] + 1]
+        return first + (last - first) * max(0.0, share - start) / (stop - start)
+
+    def hardness_steps(self, max_steps: int) -> set[int]:
+        """Returns the optimizer steps at which the schedule of hardness wants a plan."""
+        return {math.ceil(share * max_steps - 1e-9) for share, _ in self.hardness_points if 0 < share < 1}
+
     def _check_planner(self) -> None:
         planner = self.make_planner()
+        if len(self.views) == 2 and not abilities_of(planner).plans_on_products:
+            raise ValueError(
+                f"planner_view: got {self.planner_view!r}, but {self.planner!r} plans on sums of anchors and positives, "
+                'which know no "not alike". Use best, partition, hobit or gcbs, or a single view.'
+            )
         if self.cluster_schedule == "curriculum" and abilities_of(planner).clusters_per_batch is None:
             raise ValueError(
                 f"cluster_schedule: curriculum needs a planner that composes batches of clusters, but {self.planner!r} "
@@ -254,8 +377,8 @@ class PlanningArguments(_Host):
         return self._made[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves the planner that was made out of `training_args.bin`: not every planner can be pickled."""
-        return {name: value for name, value in vars(self).items() if name != "_made"}
+        """Leaves models and the planner that was made out of `training_args.bin`: not every planner can be pickled."""
+        return {**{name: value for name, value in vars(self).items() if name != "_made"}, **self._named_views()}
 
     def cooldown_start(self, max_steps: int) -> int | None:
         """Returns the optimizer step at which the random batches at the end begin; None if there are none.
@@ -283,7 +406,27 @@ class PlanningArguments(_Host):
         fields_as_dict: dict[str, Any] = super().to_dict()
         if not isinstance(self.planner, str):
             fields_as_dict["planner"] = repr(self.planner)
-        return fields_as_dict
+        return {**fields_as_dict, **self._named_views()}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copies the fields, but not models that are planned on."""
+        copied = type(self).__new__(type(self))
+        for name, value in vars(self).items():
+            models = name in ("planner_view", "planner_reference")
+            vars(copied)[name] = value if models else copy.deepcopy(value, memo)
+        return copied
+
+    def __copy__(self) -> Self:
+        """Copies the fields as they are."""
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
+    def _named_views(self) -> dict[str, Any]:
+        """The fields that may hold models, these as text."""
+        views = [_name_view(view) for view in self.views]
+        named = views if isinstance(self.planner_view, (list, tuple)) else views[0]
+        return {"planner_view": named, "planner_reference": _name_view(self.planner_reference)}
 
     @classmethod
     def from_plain(cls, args: BaseTrainingArguments) -> Self:

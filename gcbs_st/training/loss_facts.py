@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from sentence_transformers.util import dot_score
 
+from gcbs_st.losses.guarded import Guarded
+
 SCALE = 20.0
 
 # The host's losses that score each row by itself, or against a target or label of its own: which rows share a batch
@@ -100,6 +102,14 @@ def scores_dot_products(loss: Any) -> bool:
     """Returns whether a loss, or one that it wraps, scores with dot products, in which norms count."""
     functions = [getattr(layer, "similarity_fct", None) for layer in unwrapped(loss)]
     return any(getattr(one, "similarity_fct", one) is dot_score for one in functions)
+
+
+def guard_margin(loss: Any) -> float | None:
+    """Returns the margin above which a loss, or one that it wraps, masks negatives by its own scores; None without it."""
+    for layer in unwrapped(loss):
+        if isinstance(layer, Guarded):
+            return layer.margin
+    return None
 
 
 def gathers_negatives(loss: Any) -> bool:

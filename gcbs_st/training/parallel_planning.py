@@ -6,11 +6,14 @@ a batch could have had rows of two.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from gcbs_st.planners import Planner
+from gcbs_st.planners.algorithms.contradictions import Contradictions
 from gcbs_st.planners.algorithms.trees import cut_cells, project_pairs
 from gcbs_st.planners.base import abilities_of, configured, order_checked_rows
 from gcbs_st.ranks import agree, failing_together, fair_threads, gather_rows, scatter_rows
@@ -44,6 +47,7 @@ def plan_with_all(
     which sends to each the embeddings of its rows and no more.
     """
     order, counts, seed = np.empty(0, np.int64), [0] * ranks, 0
+    against: Contradictions = getattr(planner, "contradictions", None) or Contradictions()
     with failing_together("cutting the rows into cells", ranks):
         if pairs is not None:
             anchors, positives = pairs
@@ -51,10 +55,18 @@ def plan_with_all(
             counts = [batch_size * (batches * (i + 1) // ranks - batches * i // ranks) for i in range(ranks)]
             points = project_pairs(anchors, positives, np.arange(len(anchors)), rng)
             order, seed = cut_cells(points, counts, rng), int(rng.integers(2**31))
-    counts, seed = agree((counts, seed), ranks)
+            against = against.of(order)
+    # Of what contradicts all ranks get all but the embeddings of a judge, which are as large as the rows' own.
+    told, judged = replace(against, judge=None), against.judge is not None
+    counts, seed, told, judged = agree((counts, seed, told, judged), ranks)
     sent = (None, None) if pairs is None else (pairs[0][order], pairs[1][order])
     anchors, positives = (scatter_rows(side, counts, device) for side in sent)
     rank = dist.get_rank()
+    sides = [against.judge[0], against.judge[-1]] if against.judge is not None else [None, None]
+    judge = [scatter_rows(side, counts, device) for side in sides] if judged else None
+    cell = told.of(np.arange(sum(counts[:rank]), sum(counts[: rank + 1])))
+    if told or judged:
+        planner = configured(planner, contradictions=replace(cell, judge=judge))
     with failing_together("planning a cell", ranks):
         own_rng = np.random.default_rng([seed, rank])
         planned = order_checked_rows(fairly_threaded(planner, ranks), anchors, positives, batch_size, own_rng)

@@ -32,7 +32,7 @@ from gcbs_st.rows.row_ids import ROWS_KEY, number_rows
 from gcbs_st.rows.training_set import require_map_style
 from gcbs_st.training.arguments import PlanningArguments
 from gcbs_st.training.loading import PlannedLoading
-from gcbs_st.training.loss_facts import contrasts_rows, loss_scale
+from gcbs_st.training.loss_facts import contrasts_rows
 from gcbs_st.training.loss_states import RowStates, find_row_losses
 from gcbs_st.training.model_card import MethodCallback
 from gcbs_st.training.refusals import refuse_model
@@ -124,6 +124,8 @@ class PlannedTraining(PlannedLoading):
         own folder, and raises a ValueError if there is none.
         """
         self._run_folder = Path(str(self._get_output_dir(trial)))
+        if resume_from_checkpoint and self.model_init is None:
+            self.row_memory.remember_initial()
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole_checkpoint(str(self._run_folder))
             if resume_from_checkpoint is None:
@@ -137,7 +139,14 @@ class PlannedTraining(PlannedLoading):
             return super().train(resume_from_checkpoint, trial, *args, **kwargs)
         finally:
             self.row_memory.close()
+            self.row_memory.forget()
             self._resumed_from = self._run_folder = None
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Loads weights as the host does, after those that a plan may go by were put aside."""
+        if self._resumed_from is not None and self.row_memory.source is None:
+            self.row_memory.remember_initial()
+        super()._load_from_checkpoint(*args, **kwargs)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Computes the loss as the host does, tells it which rows it sees if it asks, and harvests their embeddings."""
@@ -260,11 +269,14 @@ class PlannedTraining(PlannedLoading):
             self._take_planner(self.args)
 
     @contextmanager
-    def planner_for(self, name: str) -> Iterator[None]:
-        """Lets `planner` know, meanwhile, what it plans for and how far training has come; the user's is not changed."""
+    def planner_for(self, name: str, scale: float) -> Iterator[None]:
+        """Lets `planner` know, meanwhile, what it plans for and how far training has come; the user's is not changed.
+
+        `scale` is what the loss multiplies scores with.
+        """
         own, size = self.planner, self.contrast_size(name)
         settings: dict[str, Any] = {
-            "scale": loss_scale(self.loss_of(name), self.source.mean_square_norm(name)),
+            "scale": scale,
             "epoch": self.planned_samplers[name].epoch,
             "show_progress": not self.args.disable_tqdm and self.is_world_process_zero(),
         }

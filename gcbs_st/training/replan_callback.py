@@ -65,7 +65,9 @@ class ReplanCallback(TrainerCallback):
         step = state.global_step
         warmed_up = step == args.planner_warmup_steps
         interval = self.interval(args.replan_steps)
-        due = self._plans(args, state) and (warmed_up or (interval and (step - self._first_step) % interval == 0))
+        scheduled = step in args.hardness_steps(state.max_steps)
+        every = bool(interval) and (step - self._first_step) % interval == 0
+        due = self._plans(args, state) and (warmed_up or scheduled or every)
         cools = step == args.cooldown_start(state.max_steps) and step > args.planner_warmup_steps
         if due or cools:
             # The plan is logged, and the host takes any log for the one that is due at this step.

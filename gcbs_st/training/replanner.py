@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from gcbs_st.batches.checkpoint import read_plan
 from gcbs_st.batches.sampler import PlannedBatchSampler
 from gcbs_st.embeddings.source import Fetched
 from gcbs_st.planners import check_order, name_of
-from gcbs_st.planners.base import abilities_of, check_batches, check_pairs
+from gcbs_st.planners.algorithms.clusters import deal_clusters, redeal_clusters, rows_per_cluster, without_repeats
+from gcbs_st.planners.algorithms.contradictions import Contradictions
+from gcbs_st.planners.base import abilities_of, check_batches, check_pairs, configured
 from gcbs_st.planners.estimate import estimate_quality
 from gcbs_st.planners.quality import PlanQuality
 from gcbs_st.ranks import agree, agree_on_rows, failing_together
-from gcbs_st.training.loss_facts import loss_scale, scores_dot_products
+from gcbs_st.training.loss_facts import guard_margin, loss_scale, scores_dot_products
 from gcbs_st.training.parallel_planning import plan_with_all, splits_work
 
 logger = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ class Replanner:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.plans_made = 0
+        self._last_parts: dict[str, np.ndarray] = {}  # the batch of each row in the plan before, -1 for none
 
     def begin_epoch(self, epoch: int, plan: bool) -> None:
         """Starts an epoch, with the plan of the checkpoint that the run resumes from or a new one."""
@@ -96,32 +100,64 @@ class Replanner:
         tail = sampler.order[start * sampler.batch_size :].copy()
         planned = stop - start * sampler.batch_size
         able, rng = abilities_of(self.trainer.planner), sampler.rng(_PLAN, sampler.plan_count, index)
-        if not plan or not (able.needs_embeddings or self.trainer.plans_differently):
+        size, once = self.trainer.contrast_size(name), able.covers_each_row_once
+        cluster_size = self._cluster_size(size) if plan else 1
+        if cluster_size == 1 or not (able.needs_embeddings or self.trainer.plans_differently):
             new = self._separated(rng.permutation(np.sort(tail[:planned])), name)  # needs no embeddings
+        elif self._only_redeals(sampler, cluster_size, once):
+            new = self._separated(redeal_clusters(tail[:planned], cluster_size, size, rng), name)
         else:
             # In the order of their ids, so that a plan depends on which rows are left and not on their last order.
             # Where rows recur while others wait there are all of them to choose from, drawn before or not.
-            once = able.covers_each_row_once
             rows = np.sort(tail[:planned]) if once else np.arange(sampler.rows)
-            began, harvesting = time.perf_counter(), self.trainer.source.seconds
-            fetched = self.trainer.source.fetch(name, rows, self.trainer.state.global_step, everything=not once)
+            source = self.trainer.source
+            began, harvesting = time.perf_counter(), source.seconds
+            fetched = source.fetch(name, rows, self.trainer.state.global_step, everything=not once)
             seconds = time.perf_counter() - began
-            self.trainer.source.seconds = harvesting + seconds
-            size = self.trainer.contrast_size(name)
+            source.seconds, seconds = harvesting + seconds, seconds + source.unreported_seconds
+            source.unreported_seconds = 0.0
             if not agree(len(fetched.rows) >= 2 * size, ranks):
                 return
-            new = np.empty(planned, np.int64)
-            with failing_together("planning", ranks), self.trainer.planner_for(name):
+            new, scale = np.empty(planned, np.int64), agree(self._scale(name), ranks)
+            with failing_together("planning", ranks), self.trainer.planner_for(name, scale):
                 if self.trainer.is_world_process_zero():
-                    new = self.plan_rows(name, fetched, tail[:planned], rng, seconds)[:planned]
+                    new = self.plan_rows(name, fetched, tail[:planned], rng, seconds, cluster_size)[:planned]
                 elif self._splits_work():
-                    self._order(None, size, rng)
+                    self._order(None, cluster_size, rng)
             new = agree_on_rows(new, ranks, self.trainer.args.device)
         tail[:planned] = self._shuffled(new, sampler, ranks) if self.trainer.args.shuffle_planned_batches else new
-        sampler.replace_tail(tail, start, repeats=not able.covers_each_row_once)
+        sampler.replace_tail(tail, start, repeats=not once, cluster_size=cluster_size)
 
-    def plan_rows(
-        self, name: str, fetched: Fetched, tail: np.ndarray, rng: np.random.Generator, embed_seconds: float
+    def _cluster_size(self, size: int) -> int:
+        """The rows of a plan that stay together in a batch of `size` which is drawn from now on."""
+        state = self.trainer.state
+        return rows_per_cluster(self.trainer.args.hardness_at(state.global_step, state.max_steps), size)
+
+    def _only_redeals(self, sampler: PlannedBatchSampler, cluster_size: int, once: bool) -> bool:
+        """Whether a plan would find what the one in force found: nothing has changed but which rows are left."""
+        return (
+            once
+            and sampler.plan_count > 0
+            and sampler.cluster_size == cluster_size
+            and self.trainer.source.is_fixed
+            and not self.trainer.plans_differently
+            and self.trainer.args.cluster_schedule == "constant"
+        )
+
+    def _scale(self, name: str) -> float:
+        """What the planner is to multiply products with; those of two views are halved."""
+        source = self.trainer.source
+        views = len(source.options.planned_views)
+        return views * loss_scale(self.trainer.loss_of(name), source.mean_square_norm(name))
+
+    def plan_rows(  # noqa: PLR0913 - one caller, which has all of these
+        self,
+        name: str,
+        fetched: Fetched,
+        tail: np.ndarray,
+        rng: np.random.Generator,
+        embed_seconds: float,
+        cluster_size: int,
     ) -> np.ndarray:
         """Plans the rows that there are embeddings of, keeps what must not meet apart, and logs what came of it.
 
@@ -131,16 +167,16 @@ class Replanner:
         planner, size = self.trainer.planner, self.trainer.contrast_size(name)
         began = time.perf_counter()
         once = abilities_of(planner).covers_each_row_once
-        rows, anchors, positives = (
-            fetched.rows,
-            fetched.arrays[0],
-            fetched.arrays[-1],
-        )  # one if one column is planned on
+        rows, arrays, planned = fetched.rows, fetched.arrays, fetched.planned
         if once and (rest := len(rows) % size):
             keep = np.sort(rng.choice(len(rows), len(rows) - rest, replace=False))
-            rows, anchors, positives = rows[keep], anchors[keep], positives[keep]
-        pairs = check_pairs(anchors, positives, size)
-        order = self._order(pairs, size, rng)
+            rows, arrays = rows[keep], [array[keep] for array in arrays]
+            planned = None if planned is None else [array[keep] for array in planned]
+        pairs = check_pairs(arrays[0], arrays[-1], size)  # one column if one is planned on
+        on = pairs if planned is None else check_pairs(planned[0], planned[-1], size)
+        against = self._contradictions(name, rows, fetched)
+        self.trainer.planner = configured(self.trainer.planner, contradictions=against)  # until `planner_for` ends
+        order = self._order_clusters(on, cluster_size, size, rng)
         if not once:
             new = rows[check_batches(order, len(rows), size, repr(planner))]
             if (shared := self.trainer.planned_samplers[name].shared_values) is not None:
@@ -149,7 +185,7 @@ class Replanner:
             # Rows without embeddings fill batches of their own, in the order that they had.
             new = rows[check_order(order, len(rows), repr(planner))]
             new = self._separated(np.concatenate([new, tail[~np.isin(tail, rows)]]), name)
-        quality = self._measure(name, rows, pairs, new, size)
+        quality = self._measure(name, rows, pairs, new, size, against)
         plan_seconds = time.perf_counter() - began
         self.trainer.source.seconds += plan_seconds
         self.plans_made += 1
@@ -160,6 +196,8 @@ class Replanner:
             "plan_seconds": round(plan_seconds, 4),
             "time_share": self.trainer.time_share(),
         }
+        if (repeated := self._repeated(name, new, size)) is not None:
+            record["repeated"] = repeated
         if len(fetched.ages):
             record |= {"embedding_age": float(fetched.ages.mean()), "embedding_age_max": float(fetched.ages.max())}
         self._report(name, record)
@@ -167,8 +205,40 @@ class Replanner:
         self.trainer.log({prefix + key: value for key, value in record.items()})
         return new
 
-    def _measure(
-        self, name: str, rows: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], new: np.ndarray, size: int
+    def _contradictions(self, name: str, rows: np.ndarray, fetched: Fetched) -> Contradictions | None:
+        """Which of the (m,) rows are no negatives of each other, as the loss and the user have it; None if all are."""
+        margin = self.trainer.args.planner_margin
+        margin = guard_margin(self.trainer.loss_of(name)) if margin is None else margin
+        # Of two views that are planned on none alone says what is false but the first, or a reference.
+        judge = fetched.arrays if fetched.judged is None and fetched.planned is not None else fetched.judged
+        if judge is not None:
+            judge = [side[np.searchsorted(fetched.rows, rows)] for side in (judge[0], judge[-1])]
+        found, shared = Contradictions(margin, judge), self.trainer.planned_samplers[name].shared_values
+        if shared is not None:
+            held = Contradictions(None, None, shared.held.starts, shared.held.values, shared.held.strong).of(rows)
+            found = replace(held, margin=margin, judge=judge)
+        return found or None
+
+    def _repeated(self, name: str, order: np.ndarray, size: int) -> float | None:
+        """The share of pairs of rows in a batch that shared one in the plan before, too; None at the first."""
+        part = np.full(self.trainer.planned_samplers[name].rows, -1)
+        whole = order[: len(order) // size * size]
+        part[whole] = np.arange(len(whole)) // size
+        last, self._last_parts[name] = self._last_parts.get(name), part
+        if last is None or len(last) != len(part):
+            return None
+        met = np.sort(last[whole].reshape(-1, size), axis=1)
+        pairs = sum(int(((run * (run - 1)) // 2).sum()) for run in map(_run_lengths, met))
+        return pairs / max(1, len(met) * size * (size - 1) // 2)
+
+    def _measure(  # noqa: PLR0913 - one caller, which has all of these
+        self,
+        name: str,
+        rows: np.ndarray,
+        pairs: tuple[np.ndarray, np.ndarray],
+        new: np.ndarray,
+        size: int,
+        against: Contradictions | None,
     ) -> PlanQuality | None:
         """The quality of the batches whose rows all have embeddings; None if there is no such batch, or no pair in them."""
         blocks = new[: len(new) // size * size].reshape(-1, size)
@@ -177,7 +247,7 @@ class Replanner:
         if not len(measured) or (are_pairs is not None and not are_pairs[measured].any()):
             return None
         scale = loss_scale(self.trainer.loss_of(name), self.trainer.source.mean_square_norm(name))
-        return estimate_quality(*pairs, measured, size, scale=scale, are_pairs=are_pairs)
+        return estimate_quality(*pairs, measured, size, scale=scale, are_pairs=are_pairs, contradictions=against)
 
     def _are_pairs(self, name: str, rows: np.ndarray) -> np.ndarray | None:
         """(m,) bool, False for rows whose label says that their texts do not belong together; None without labels."""
@@ -213,6 +283,30 @@ class Replanner:
         """Whether all ranks plan; a user's own `plan_batches` is promised all rows, on the main one."""
         return not self.trainer.plans_differently and splits_work(self.trainer.planner, self.trainer.args.world_size)
 
+    def _order_clusters(
+        self, pairs: tuple[np.ndarray, np.ndarray], cluster_size: int, batch_size: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """The order on the main process: batches that the planner composed, or random ones of clusters that it did."""
+        n = len(pairs[0])
+        if cluster_size == batch_size:
+            return self._order(pairs, batch_size, rng)
+        # In whole clusters, so that each planner, and a user's own, gets what it is promised.
+        left_out = np.sort(rng.choice(n, n % cluster_size, replace=False))
+        kept = np.setdiff1d(np.arange(n), left_out, assume_unique=True)
+        sides = pairs if not len(left_out) else (pairs[0][kept], pairs[1][kept])
+        against = getattr(self.trainer.planner, "contradictions", None)
+        if len(left_out) and against is not None:
+            self.trainer.planner = configured(self.trainer.planner, contradictions=against.of(kept))
+        order = self._order(sides, cluster_size, rng)
+        if not abilities_of(self.trainer.planner).covers_each_row_once:
+            found = check_batches(order, len(kept), cluster_size, repr(self.trainer.planner))
+            whole, wanted = len(found) // batch_size * batch_size, n // batch_size * batch_size
+            dealt = deal_clusters(kept[found], cluster_size, batch_size, rng)[: min(whole, wanted)]
+            missing = rng.choice(n, wanted - len(dealt), replace=False)
+            return without_repeats(np.concatenate([dealt, missing]), batch_size, n, rng)
+        order = kept[check_order(order, len(kept), repr(self.trainer.planner))]
+        return deal_clusters(np.concatenate([order, left_out]), cluster_size, batch_size, rng)
+
     def _order(
         self, pairs: tuple[np.ndarray, np.ndarray] | None, batch_size: int, rng: np.random.Generator
     ) -> np.ndarray:
@@ -241,3 +335,8 @@ class Replanner:
         """Batches in random order; the batches that the ranks draw in one step stay side by side."""
         steps = order.reshape(-1, ranks * sampler.batch_size)
         return sampler.rng(_SHUFFLE, sampler.plan_count).permutation(steps).ravel()
+
+
+def _run_lengths(parts: np.ndarray) -> np.ndarray:
+    """How often each number stands in an ascending array, those below 0 left out."""
+    return np.unique(parts[parts >= 0], return_counts=True)[1]

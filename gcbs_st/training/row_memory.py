@@ -7,22 +7,28 @@ which rows pass the model, saved in checkpoints, and closed when training ends.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
 
 from gcbs_st.embeddings.encode import preserved_state
-from gcbs_st.embeddings.source import EMBEDDINGS_FOLDER, EmbeddingSource, SourceOptions
+from gcbs_st.embeddings.fixed import Embedder, FixedView, copy_weights, weights_digest
+from gcbs_st.embeddings.source import EMBEDDINGS_FOLDER, INITIAL, EmbeddingSource, SourceOptions
+from gcbs_st.files import read_json, write_json
+from gcbs_st.planners.base import abilities_of
 from gcbs_st.ranks import on_one_node
-from gcbs_st.rows.columns import refuse_numbers, text_columns, text_names
+from gcbs_st.rows.columns import TextColumn, refuse_numbers, text_columns, text_names
 from gcbs_st.rows.row_ids import locate
 from gcbs_st.rows.training_set import TrainingPart, parts_of, planned_names
 from gcbs_st.training.loss_facts import needs_pairs
 from gcbs_st.training.loss_states import RowStates
 
+VIEW_FILE = "gcbs_view.json"  # in a checkpoint: which weights the run began with
 # Tokens of a forward pass without gradients: a few hundred MB for a base model.
 _PASS_TOKENS, _PASS_TEXTS, _STATIC_TEXTS = 2**16, 128, 1024
 
@@ -34,6 +40,8 @@ class RowMemory:
         self.trainer, self._collect_features = trainer, collect_features
         self.source: EmbeddingSource | None = None
         self.row_states: RowStates | None = None
+        self._views: dict[Any, FixedView] = {}  # of this run, by what stands for them in the arguments
+        self._initial: tuple[str, dict[str, torch.Tensor] | None] | None = None  # digest of the weights, and a copy
         self._texts: dict[str, list[str]] = {}
         self._row_counts: dict[str, int] = {}
 
@@ -49,7 +57,7 @@ class RowMemory:
         self.source = EmbeddingSource(
             trainer.model,
             parts,
-            self._source_options(folder),
+            self._source_options(folder, parts),
             fingerprint=trainer.training_set_fingerprint() if harvest else "",
             ranks=args.world_size,
             is_main=trainer.is_world_process_zero(),
@@ -64,6 +72,53 @@ class RowMemory:
         if self.row_states is not None:
             self.row_states.close()
         self.source = None
+
+    def remember_initial(self) -> None:
+        """Puts aside the weights that training begins with, which a checkpoint is about to replace, if they are needed."""
+        args = self.trainer.args
+        if INITIAL in (*map(str, args.views), str(args.planner_reference)) and self._embeds_rows():
+            weights = copy_weights(self.trainer.model)
+            self._initial = (weights_digest(weights), weights)
+
+    def forget(self) -> None:
+        """Forgets what belongs to one run."""
+        self._views, self._initial = {}, None
+
+    def _embeds_rows(self) -> bool:
+        """Whether any plan will ask for embeddings."""
+        return abilities_of(self.trainer.planner).needs_embeddings or self.trainer.plans_differently
+
+    def _fixed_view(self, given: Any, parts: Mapping[str, TrainingPart]) -> FixedView | None:
+        """What stands for a view in the arguments; None for the model as it is. The same object until the run ends."""
+        if isinstance(given, str) and given == "model":
+            return None
+        key = given if isinstance(given, str) else id(given)
+        if key not in self._views:
+            made = self._initial_view(parts) if key == INITIAL else self._reference_view(given, parts)
+            self._views[key] = made
+        return self._views[key]
+
+    def _initial_view(self, parts: Mapping[str, TrainingPart]) -> FixedView:
+        trainer = self.trainer
+        digest, weights = self._initial or (weights_digest(trainer.model.state_dict()), None)
+        file = Path(trainer.resume_folder or "") / VIEW_FILE
+        resumes = trainer.resume_folder is not None and file.is_file()
+        began_with = str(read_json(file, dict).get(INITIAL)) if resumes else digest
+        columns = {name: part.columns for name, part in parts.items()}
+        collate = None if self._collates_as_host() else self._collate
+        embedder = Embedder(trainer.model, columns, trainer.planning_view(), collate, weights)
+        # Of other weights than the run began with nobody can make its embeddings; they may be on disk.
+        return FixedView(INITIAL, embedder, began_with, only_on_disk=began_with != digest)
+
+    def _reference_view(self, given: Any, parts: Mapping[str, TrainingPart]) -> FixedView:
+        if given is self.trainer.model:
+            raise ValueError(
+                "planner_view: got the model that is trained as a reference, expected another one. Its embeddings of "
+                'before training are the view "initial", and those of each moment "model".'
+            )
+        model = SentenceTransformer(given, device=str(self.trainer.args.device)) if isinstance(given, str) else given
+        columns = {name: [TextColumn(one.name, prompt=None) for one in part.columns] for name, part in parts.items()}
+        return FixedView(given if isinstance(given, str) else type(given).__name__, Embedder(model, columns))
 
     @contextmanager
     def watching(self, rows: np.ndarray, step: int) -> Iterator[None]:
@@ -93,6 +148,8 @@ class RowMemory:
             self.source.save(folder)
         if self.row_states is not None:
             self.row_states.save(folder)
+        if INITIAL in self._views:
+            write_json(folder / VIEW_FILE, {INITIAL: self._views[INITIAL].digest})
 
     def load(self, folder: Path) -> None:
         """Takes what a checkpoint holds, in the order in which it was saved."""
@@ -141,13 +198,15 @@ class RowMemory:
         """Whether texts reach the model as they stand in the columns; a collator of the user's may change them."""
         return type(self.trainer.data_collator) is self.trainer.data_collator_class
 
-    def _source_options(self, folder: Path) -> SourceOptions:
+    def _source_options(self, folder: Path, parts: Mapping[str, TrainingPart]) -> SourceOptions:
         """How rows are embedded.
 
         Several ranks keep embeddings in files if they see the same ones, and in the memory of the one that plans
         if they do not, whatever the arguments say.
         """
         trainer, args = self.trainer, self.trainer.args
+        judge = args.planner_reference
+        views = [self._fixed_view(view, parts) for view in args.views] if self._embeds_rows() else [None]
         in_files = args.embedding_storage == "disk" if args.world_size == 1 else on_one_node(args.world_size)
         # Static models have no limit, and take as many texts as anybody has.
         length = getattr(trainer.model, "max_seq_length", None) or math.inf
@@ -163,6 +222,8 @@ class RowMemory:
             show_progress=not args.disable_tqdm,
             view=trainer.planning_view(),
             collate=None if self._collates_as_host() else self._collate,
+            planned_views=views,
+            judge=None if judge is None or not self._embeds_rows() else self._fixed_view(judge, parts),
         )
 
     def _collate(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:

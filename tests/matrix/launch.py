@@ -65,6 +65,7 @@ def run_job(names: list[str], folder: Path, ranks: int) -> tuple[str | None, lis
     launcher = [*launcher, "--rdzv_endpoint=127.0.0.1:0"] if ranks > 1 else []
     command = [sys.executable, *launcher, "-m", "matrix.matrix_job", str(task)]
     environment = {**with_modules(dict(os.environ)), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment["XDG_CACHE_HOME"] = str(folder / "cache")  # not the user's
     with (folder / "log").open("w") as log:
         job = subprocess.Popen(command, stdout=log, stderr=log, cwd=TESTS, env=environment)
         try:

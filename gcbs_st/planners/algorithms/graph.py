@@ -18,6 +18,7 @@ import numpy as np
 from numba import njit
 from threadpoolctl import threadpool_limits
 
+from gcbs_st.planners.algorithms.contradictions import Barred, Contradictions, is_barred
 from gcbs_st.planners.base import count_threads
 
 CELL_ROWS = 256
@@ -42,15 +43,22 @@ class Affinity(NamedTuple):
     costs: np.ndarray  # (entries,) int8, 0 to 2
 
 
-def find_in_cells(
-    anchors: np.ndarray, positives: np.ndarray, order: np.ndarray, k: int, *, probes: int = 24, threads: int = 0
+def find_in_cells(  # noqa: PLR0913 - a keyword for each choice of the search
+    anchors: np.ndarray,
+    positives: np.ndarray,
+    order: np.ndarray,
+    k: int,
+    *,
+    probes: int = 24,
+    threads: int = 0,
+    contradictions: Contradictions | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the (m, k) int32 places of each row's nearest positives and their (m, k) float32 cosines, falling.
 
     The order, in which near rows lie near one another, is cut into cells of 256 rows; a cell looks into the `probes`
     cells whose mean positive is most similar to its mean anchor (all of them make the search exact). Searching cells
-    and not rows is our choice: it makes the search a matrix product. A row is not its own neighbour; places are -1 and
-    cosines -inf where fewer than k were found. Cost: O(m 256 probes d) time, O(m (2 d + k)) memory.
+    and not rows is our choice: it makes the search a matrix product. A row is not its own neighbour, nor is one that
+    is no negative of it by the `contradictions`; places are -1 and cosines -inf where fewer than k were found. Cost: O(m 256 probes d) time, O(m (2 d + k)) memory.
     """
     m, d = len(order), anchors.shape[1]
     count = -(-m // CELL_ROWS)
@@ -58,6 +66,7 @@ def find_in_cells(
     left_means, right_means = np.empty((count, d), np.float32), np.empty((count, d), np.float32)
     best_ids, best = np.full((m, k), -1, np.int32), np.full((m, k), -np.inf, np.float32)
     places = np.arange(m, dtype=np.int32)
+    barred = (contradictions or Contradictions()).barred(anchors, positives, order)
 
     def gather(cell: int) -> None:
         span = slice(cell * CELL_ROWS, (cell + 1) * CELL_ROWS)
@@ -69,7 +78,8 @@ def find_in_cells(
         near = np.argsort(-(right_means @ left_means[cell]), kind="stable")[:probes]
         for other in np.sort(near):
             theirs = slice(other * CELL_ROWS, (other + 1) * CELL_ROWS)
-            _keep_best(left[span] @ right[theirs].T, places[theirs], places[span], best_ids[span], best[span])
+            scores = left[span] @ right[theirs].T
+            _keep_best(scores, places[theirs], places[span], best_ids[span], best[span], barred)
 
     # One BLAS thread for each of ours: nested thread pools stall each other by a factor of ten on a busy
     # machine, and the result would depend on their number.
@@ -176,15 +186,23 @@ def weigh_neighbors(
 
 @njit(cache=True, nogil=True)
 def _keep_best(
-    scores: np.ndarray, column_ids: np.ndarray, own_ids: np.ndarray, best_ids: np.ndarray, best: np.ndarray
+    scores: np.ndarray,
+    column_ids: np.ndarray,
+    own_ids: np.ndarray,
+    best_ids: np.ndarray,
+    best: np.ndarray,
+    barred: Barred,
 ) -> None:
-    """Merges a block of scores into the k best of each row, leaving out the row's own id."""
+    """Merges a block of scores into the k best of each row, leaving out the row's own id and what is barred."""
     k = best.shape[1]
     for r in range(len(own_ids)):
         least, own = best[r, k - 1], own_ids[r]
+        most = barred.below[own]
         for c in range(len(column_ids)):
             value = scores[r, c]
-            if value <= least or column_ids[c] == own:
+            if value <= least or value > most or column_ids[c] == own:
+                continue
+            if is_barred(barred, own, column_ids[c]):
                 continue
             at = k - 1
             while at > 0 and best[r, at - 1] < value:
