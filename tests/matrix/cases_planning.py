@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from gcbs_st.losses import GuardedMultipleNegativesRankingLoss
 from matrix.case import Case, Run
 from matrix.materials import ROWS, bert
 from matrix.watching import passes
@@ -83,14 +84,74 @@ def by_first_coordinate(run: Run) -> None:
     assert isinstance(run.trainer.planner, OwnPlanner)
 
 
+def aged_as_the_run(run: Run) -> None:
+    """What is planned on is of the model that the run began with, in each plan, also that of the second epoch."""
+    if run.trainer.is_world_process_zero():
+        ages = run.logged("gcbs/embedding_age_max")
+        assert [plan["step"] for plan in run.plans] == ages and max(ages) > 0, ages
+
+
+def told_of_false_negatives(trainer: Any) -> list[Any]:
+    """What each plan is told of rows that are no negatives of each other."""
+    seen: list[Any] = []
+    order = trainer.replanner._order
+
+    def keep(pairs: Any, *rest: Any) -> Any:
+        told = getattr(trainer.planner, "contradictions", None)
+        seen.append(
+            None if told is None else (told.margin, told.judge is not None and len(told.judge[0]) == len(pairs[0]))
+        )
+        return order(pairs, *rest)
+
+    trainer.replanner._order = keep
+    return seen
+
+
+def by_the_losses_margin(run: Run) -> None:
+    """The margin is that of the loss."""
+    if run.trainer.is_world_process_zero():
+        assert {(0.8, False)} == set(run.watched)
+
+
+def by_a_reference(run: Run) -> None:
+    """The margin is the user's, and goes by a reference's embeddings of the same rows."""
+    if run.trainer.is_world_process_zero():
+        assert {(0.7, True)} == set(run.watched)
+
+
+def of_clusters(run: Run) -> None:
+    """Batches are softer than the planner's own, and harder than random ones."""
+    if run.trainer.is_world_process_zero():
+        hard, closed = run.trainer.args.hardness_points, run.logged("gcbs/closed")
+        assert all(value < 0.6 for value in closed) and max(closed) > 0, (hard, closed)
+
+
+def risen(run: Run) -> None:
+    """There was no plan before the schedule's second point, and one at each point behind it."""
+    steps = [plan["step"] for plan in run.plans]
+    points = sorted(run.trainer.args.hardness_steps(run.trainer.state.max_steps))
+    assert min(steps) >= points[0] and set(points) <= set(steps), (points, steps)
+
+
+def guarded(model: Any) -> Any:
+    """A loss that masks what scores above four fifths of the positive."""
+    return GuardedMultipleNegativesRankingLoss(model, margin=0.8)
+
+
+def saved_model(place: Any) -> str:
+    """The folder of a saved model."""
+    return str(place.models / "model")
+
+
 HARVEST = {"embedding_source": "harvest"}
+SCHEDULE = [[0, 0], [0.25, 0], [0.25, 0.5], [0.75, 1]]
 
 CASES = [
     *[
         Case(f"`{name}`", arguments={"planner": name}, check=check)
         for name, check in {
             "gcbs": lambda run: None, "tbs": closes, "random_walk": lambda run: None,
-            "bisect": closes, "partition": closes, "best": closes,
+            "bisect": closes, "partition": closes, "best": closes, "hobit": closes,
         }.items()
     ],
     Case(
@@ -114,6 +175,42 @@ CASES = [
     Case("batches in the order of the plan", arguments={"shuffle_planned_batches": False}, check=unshuffled),
     Case(
         "a curriculum of hardness", arguments={"cluster_schedule": "curriculum"}, check=halves,
+    ),
+    Case(
+        "the view of the initial model", model=bert, arguments={"planner_view": "initial"}, verify=False,
+        check=aged_as_the_run,
+    ),
+    Case(
+        "the view of a reference model", arguments=lambda place: {"planner_view": saved_model(place)}, verify=False,
+        check=closes,
+    ),
+    Case(
+        "alike for the model, not alike for a reference",
+        arguments=lambda place: {"planner": "best", "planner_view": ["model", saved_model(place)]},
+    ),
+    Case(
+        "alike for the model, not alike before training, harvested", model=bert,
+        arguments={**HARVEST, "first_plan": "encode", "planner": "best", "planner_view": ["model", "initial"]},
+    ),
+    Case("hardness 0.5", arguments={"planner_hardness": 0.5}, check=of_clusters),
+    Case(
+        "hardness 0.6, clusters that do not divide a batch, `gcbs`", arguments={"planner": "gcbs", "planner_hardness": 0.6},
+        check=of_clusters,
+    ),
+    Case(
+        "a schedule of hardness", arguments={"planner_hardness": SCHEDULE, "replan_steps": 0}, check=risen,
+        planned_from=(8, 5),
+    ),
+    Case(
+        "the planner is told what the loss masks", loss=guarded, arguments={"planner": "best"},
+        watch=told_of_false_negatives, check=by_the_losses_margin,
+    ),
+    Case(
+        "the planner is told what a reference takes for false",
+        arguments=lambda place: {
+            "planner": "best", "planner_margin": 0.7, "planner_reference": saved_model(place),
+        },
+        watch=told_of_false_negatives, check=by_a_reference,
     ),
     Case(
         "harvest, first epoch encoded",
