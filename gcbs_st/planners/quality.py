@@ -22,6 +22,13 @@ logger = logging.getLogger(__name__)
 SCALE = 20.0
 TAIL = 10
 SAMPLE_ROWS = 4096
+# What is known of the losses that are trained, by the name that it is logged under: the losses themselves log `masked`.
+_TRAINED = {
+    "trained_gap": "trained_gap",
+    "trained_closed": "trained_closed",
+    "plan_masked": "masked",
+    "worst_masked": "worst_masked",
+}
 # Anchors multiplied with all positives at a time, and products: memory is four bytes a product, a few times over.
 _CHUNK_ROWS, _CHUNK_PRODUCTS = 512, 2**24
 
@@ -62,21 +69,16 @@ class PlanQuality:
             "closed": self.closed or 0.0,
             "tail_coverage": self.tail_coverage,
             "false_negatives": self.false_negatives,
-            **{
-                name: value
-                for name in ("trained_gap", "trained_closed", "masked", "worst_masked")
-                if (value := getattr(self, name)) is not None
-            },
+            **{logged: value for logged, name in _TRAINED.items() if (value := getattr(self, name)) is not None},
         }
 
     def rounded(self, digits: int = 4) -> dict[str, float | int | None]:
         """Returns the fields as a dict of rounded numbers; `global_loss` is named "global", as in tables."""
         fields = {"global" if key == "global_loss" else key: value for key, value in asdict(self).items()}
-        trained = ("trained_gap", "trained_closed", "masked", "worst_masked")
         return {
             key: round(value, digits) if isinstance(value, float) else value
             for key, value in fields.items()
-            if value is not None or key not in trained
+            if value is not None or key not in _TRAINED.values()
         }
 
 

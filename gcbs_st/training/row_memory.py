@@ -217,7 +217,7 @@ class RowMemory:
             max_age=args.embedding_max_age,
             budget=args.embedding_budget,
             dtype=args.embedding_dtype,
-            folder=folder / EMBEDDINGS_FOLDER if in_files or args.embedding_storage == "disk" else None,
+            folder=folder / EMBEDDINGS_FOLDER if in_files else None,
             batch_size=args.embedding_batch_size or texts,
             show_progress=not args.disable_tqdm,
             view=trainer.planning_view(),

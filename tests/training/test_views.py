@@ -332,7 +332,7 @@ def test_the_planner_is_told_what_the_loss_masks(tmp_path, pairs, own_cache):
     assert 0.5 == told.margin
     np.testing.assert_allclose(embedded(reference, pairs["anchor"]), told.judge[0], atol=1e-3)
     logged = next(entry for entry in mine.state.log_history if "gcbs/closed" in entry)
-    assert {"gcbs/trained_gap", "gcbs/trained_closed", "gcbs/masked", "gcbs/worst_masked"} <= logged.keys()
+    assert {"gcbs/trained_gap", "gcbs/trained_closed", "gcbs/plan_masked", "gcbs/worst_masked"} <= logged.keys()
 
 
 def test_log_says_how_much_of_a_plan_is_that_of_the_last(tmp_path, pairs, own_cache):

@@ -20,7 +20,16 @@ Curves = dict[str, dict[str, Curve]]
 # What a plan logs: title, unit, and the fields that share the chart. For several runs only the first field is drawn.
 _PLAN_CHARTS: tuple[tuple[str, str, dict[str, str]], ...] = (
     ("Gap to the global loss", "nats", {"gap": "gap", "gap_bound": "bound that holds for it"}),
-    ("Closed by each plan", "share of the closable gap", {"closed": ""}),
+    (
+        "Closed by each plan",
+        "share of the closable gap",
+        {"closed": "of the plain loss", "trained_closed": "of the loss that is trained"},
+    ),
+    (
+        "Negatives that count nothing",
+        "share of those in a batch",
+        {"plan_masked": "all", "worst_masked": "worst batches"},
+    ),
     ("Tail coverage", "share of the 10 hardest negatives", {"tail_coverage": ""}),
     ("False negatives", "rows above an anchor's positive", {"false_negatives": ""}),
     ("Age of the embeddings", "optimizer steps", {"embedding_age": "mean", "embedding_age_max": "oldest"}),

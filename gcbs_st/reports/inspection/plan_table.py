@@ -15,6 +15,10 @@ from gcbs_st.reports.inspection.inspector import Subject
 _LOGGED = {
     "gcbs/closed": "closed",
     "gcbs/gap": "gap, nats",
+    "gcbs/trained_closed": "closed, of the guarded loss",
+    "gcbs/plan_masked": "negatives masked",
+    "gcbs/worst_masked": "in the worst batches",
+    "gcbs/repeated": "pairs as in the last plan",
     "gcbs/tail_coverage": "tail coverage",
     "gcbs/false_negatives": "false negatives per row",
     "gcbs/embedding_age": "embeddings' age, steps",
