@@ -32,6 +32,8 @@ EXAMPLE = """
 {program} --rows 10000 --rows 100000 --rows 1000000 --planner bisect --no-baselines --json bench.json
 """
 BASELINES = ("reference", "mine_hard_negatives")
+# Another party's reading of HOBIT: rows of a random pool, and what a contradiction costs in a sum of cosines.
+_POOL, _CONTRADICTION = 4096, 10.0
 _WARM_ROWS, _WARM_BATCH = 1200, 16
 _CHUNK_ROWS = 2048
 # Twice as many rows as in the files are as many different rows: what is drawn again is moved by this much.
@@ -39,7 +41,8 @@ _NOISE = 0.3
 _COLUMNS = {
     "method": "method", "n": "n", "batch_size": "B", "seconds": "seconds", "times_reference": "x reference",
     "peak_bytes": "peak GB", "closed": "closed", "tail_coverage": "tail coverage",
-    "false_negatives": "false negatives", "compile_seconds": "compile s",
+    "false_negatives": "false negatives", "trained_closed": "guarded closed", "masked": "masked",
+    "worst_masked": "worst batches", "compile_seconds": "compile s",
 }  # fmt: skip
 
 
@@ -55,8 +58,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--anchors", help="(n, d) .npy, unit rows; without, seeded random clusters of 384 dimensions")
     parser.add_argument("--positives", help="(n, d) .npy; row i is the positive of anchor i")
     parser.add_argument(
-        "--planner", action="append", metavar="NAME[,KEY=VALUE...]", help="may be repeated (default: bisect and best)"
+        "--planner",
+        action="append",
+        metavar="NAME[,KEY=VALUE...]",
+        help="may be repeated (default: bisect and best); pool_greedy is another party's reading of HOBIT",
     )
+    parser.add_argument("--margin", type=float, help="plan and judge as for a loss with this guard")
     parser.add_argument(
         "--rows", action="append", type=int, metavar="N", help="plan so many rows, drawn again with noise where needed"
     )
@@ -106,7 +113,9 @@ def measure_setting(
     for number in range(arguments.runs):
         for method, records in measured.items():
             job = {"method": method, "files": files, "batch_size": batch_size, "seed": arguments.seed + number}
-            records.append(measure(job | {"reference": arguments.reference, "sample_rows": arguments.sample_rows}))
+            records.append(
+                measure(job | {key: getattr(arguments, key) for key in ("reference", "sample_rows", "margin")})
+            )
             tell(f"B={batch_size} run {number + 1}: {method} {records[-1]['seconds']:.2f} s")
         yield [{"n": n, "d": d, "batch_size": batch_size, **summarize(method, measured)} for method in measured]
 
@@ -184,13 +193,15 @@ def make_table(report: dict[str, Any]) -> str:
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Returns seconds, compile seconds, peak bytes and, where there is a plan, quality of one method."""
+    from gcbs_st.planners.algorithms.contradictions import Contradictions
     from gcbs_st.planners.quality import plan_quality
 
     anchors, positives = (np.load(path, mmap_mode="r") for path in job["files"])
     if job["method"] in BASELINES:
         # The baselines have no chunked reading of their own.
         anchors, positives = (np.asarray(array, dtype=np.float32) for array in (anchors, positives))
-    method = load_method(job["method"], job["reference"])
+    margin = job.get("margin")
+    method = load_method(job["method"], job["reference"], margin)
 
     def seconds_of(count: int | None, batch_size: int) -> tuple[float, np.ndarray | None]:
         sides = (anchors, positives) if count is None else (np.asarray(anchors[:count]), np.asarray(positives[:count]))
@@ -202,12 +213,19 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     seconds, order = seconds_of(None, job["batch_size"])
     record = {"compile_seconds": max(0.0, first - again), "seconds": seconds, "peak_bytes": peak_bytes()}
     if order is not None and job["sample_rows"]:
-        quality = plan_quality(anchors, positives, order, job["batch_size"], sample_rows=job["sample_rows"])
-        record |= {key: getattr(quality, key) for key in ("closed", "tail_coverage", "false_negatives")}
+        told = None if margin is None else Contradictions(margin)
+        quality = plan_quality(
+            anchors, positives, order, job["batch_size"], sample_rows=job["sample_rows"], contradictions=told
+        )
+        keys = ["closed", "tail_coverage", "false_negatives"]
+        keys += [] if told is None else ["trained_closed", "masked", "worst_masked"]
+        record |= {key: getattr(quality, key) for key in keys}
     return record
 
 
-def load_method(name: str, reference: str | None) -> Callable[[np.ndarray, np.ndarray, int, int], np.ndarray | None]:
+def load_method(
+    name: str, reference: str | None, margin: float | None = None
+) -> Callable[[np.ndarray, np.ndarray, int, int], np.ndarray | None]:
     """Returns a function of anchors, positives, batch size and seed that gives the order, or None for no plan."""
     if name == "reference":
         find = reference_order
@@ -219,10 +237,15 @@ def load_method(name: str, reference: str | None) -> Callable[[np.ndarray, np.nd
         return lambda anchors, positives, batch_size, seed: find(anchors, positives)
     if name == "mine_hard_negatives":
         return lambda anchors, positives, batch_size, seed: mine(anchors, positives)
+    if name == "pool_greedy":
+        return lambda anchors, positives, batch_size, seed: pool_greedy(anchors, positives, batch_size, seed, margin)
     from gcbs_st.planners import make_planner
+    from gcbs_st.planners.algorithms.contradictions import Contradictions
+    from gcbs_st.planners.base import configured
 
     planner, *options = name.split(",")
-    made = make_planner(planner, dict(parse_option(option) for option in options))
+    told = None if margin is None else Contradictions(margin)
+    made = configured(make_planner(planner, dict(parse_option(option) for option in options)), contradictions=told)
     return lambda anchors, positives, batch_size, seed: made.plan(
         anchors, positives, batch_size, np.random.default_rng(seed)
     )
@@ -241,6 +264,37 @@ def reference_order(anchors: np.ndarray, positives: np.ndarray, quantile: float 
     columns = np.concatenate([column for _, column in above])
     graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(n, n)).tocsr()
     return reverse_cuthill_mckee(graph, symmetric_mode=False)
+
+
+def pool_greedy(
+    anchors: np.ndarray, positives: np.ndarray, batch_size: int, seed: int, margin: float | None
+) -> np.ndarray:
+    """Returns batches of a random pool's rows, each the one of the highest sum of cosines less contradictions.
+
+    Each pool is used up before the next one is drawn, so that every row is drawn once.
+    """
+    order = np.random.default_rng(seed).permutation(len(anchors))
+    batches = []
+    for start in range(0, len(order), _POOL):
+        rows = order[start : start + _POOL]
+        cosines = anchors[rows].astype(np.float32) @ positives[rows].astype(np.float32).T
+        own = cosines.diagonal()
+        worth = cosines + cosines.T
+        if margin is not None:
+            false = cosines > (own - (1 - margin) * np.abs(own))[:, None]
+            worth -= _CONTRADICTION * (false | false.T)
+        left = np.ones(len(rows), bool)
+        while left.any():
+            batch = [int(np.argmax(left))]
+            left[batch[0]] = False
+            total = worth[batch[0]].copy()
+            while len(batch) < batch_size and left.any():
+                best = int(np.argmax(np.where(left, total, -np.inf)))
+                batch.append(best)
+                left[best] = False
+                total += worth[best]
+            batches.append(rows[batch])
+    return np.concatenate(batches)
 
 
 class SavedEmbeddings:

@@ -52,6 +52,25 @@ def test_both_reports_are_written(script, pairs, tmp_path, monkeypatch, capsys):
     assert all(method in table for method in methods)
 
 
+def test_another_reading_of_hobit_leaves_contradictions_for_the_end(script):
+    """It covers each row once, and its last batches hold what all before them avoided."""
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.normal(size=(40, 12)), 8, axis=0) + 0.1 * rng.normal(size=(320, 12))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    order = script.load_method("pool_greedy", None, 0.95)(rows, rows, 16, 0)
+    assert list(range(320)) == sorted(order.tolist())
+    false = rows @ rows.T > 0.95
+    masked = [false[np.ix_(batch, batch)].sum() - 16 for batch in order.reshape(-1, 16)]
+    assert max(masked[-3:]) > 2 * np.mean(masked[:10])
+
+
+def test_a_margin_is_told_and_measured(script, pairs):
+    """With a margin a record also says what the guarded loss sees."""
+    job = {"method": "best", "files": pairs, "batch_size": 10, "seed": 0, "reference": None, "sample_rows": 100}
+    found, plain = script.run_job(job | {"margin": 0.95}), script.run_job(job)
+    assert {"trained_closed", "masked", "worst_masked"} == set(found) - set(plain)
+
+
 def test_a_measurement_has_a_process_of_its_own(script, pairs):
     """One job comes back with its seconds, its peak memory and the quality of its plan."""
     job = {"method": "random", "files": pairs, "batch_size": 10, "seed": 0, "reference": None, "sample_rows": 100}
