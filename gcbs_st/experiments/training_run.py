@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
 import time
 from collections.abc import Callable
@@ -108,12 +109,26 @@ def training_arguments(config: ExperimentConfig, name: str) -> GCBSTrainingArgum
         raise ConfigError(
             "train.max_grad_norm: set it to 0; the sparse gradients of model.sparse_gradients cannot be clipped."
         )
+    given = {"report_to": "none", **config.train, **config.runs[name]}
+    for key in ("planner_view", "planner_reference"):
+        if key in given:
+            given[key] = _with_packaged_models(given[key])
     try:
-        return GCBSTrainingArguments(
-            output_dir=str(Path(config.output) / name), **{"report_to": "none", **config.train, **config.runs[name]}
-        )
+        return GCBSTrainingArguments(output_dir=str(Path(config.output) / name), **given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"train (run {name}): {error}") from None
+
+
+def _with_packaged_models(view: Any) -> Any:
+    """A view of the training arguments, with `package:NAME`, which they do not know, as the model that it stands for."""
+    if isinstance(view, (list, tuple)):
+        return [_with_packaged_models(one) for one in view]
+    return _packaged_model(view) if isinstance(view, str) and view.startswith("package:") else view
+
+
+@functools.cache
+def _packaged_model(name: str) -> SentenceTransformer:
+    return load_model(name)
 
 
 def training_rows(rows: Dataset, args: SentenceTransformerTrainingArguments) -> Dataset:

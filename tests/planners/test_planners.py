@@ -20,6 +20,8 @@ PLANNERS: list[tuple[str, dict[str, Any]]] = [
     ("bisect", {"trees": 2, "threads": 1}),
     ("partition", {"neighbors": 5}),
     ("partition", {"neighbors": 6, "drop_top": 1, "keep": 4, "mutual": True, "exact": True, "ceiling": 1.0}),
+    ("hobit", {"pool": 30, "neighbors": 5}),
+    ("hobit", {"pool": 2, "swaps": 0}),
     ("gcbs", {"quantile": 0.95}),
     ("gcbs", {"neighbors": 5}),
     ("gcbs", {"quantile": 0.9, "exact": True}),
