@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from transformers import TrainerCallback
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
 from gcbs_st.embeddings.encode import encode_rows
 from gcbs_st.planners import make_planner
+from gcbs_st.planners.algorithms.contradictions import Contradictions
+from gcbs_st.planners.base import BasePlanner, configured
 from gcbs_st.ranks import fair_threads
 from gcbs_st.training.parallel_planning import plan_with_all
 
@@ -145,9 +148,49 @@ def plan_together(processes: int) -> dict[str, Any]:
         )
         result[name] = order.tolist()
     few = tuple(side[: 2 * BATCH] for side in planted_pairs(processes)) if dist.get_rank() == 0 else None
+    result["told"] = plan_told(processes)
     result["few"] = plan_with_all(
         planners["best"], few, BATCH, np.random.default_rng(3), ranks=processes, device=torch.device("cpu")
     ).tolist()
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToldPlanner(BasePlanner):
+    """Keeps its rows as they come, and notes which it is told are no negatives of each other."""
+
+    splits = True
+    contradictions: Contradictions | None = field(default=None, compare=False)
+    told = []  # noqa: RUF012 - one for all copies that are made of it
+
+    def order_rows(self, anchors: Any, positives: Any, batch_size: int, rng: Any) -> Any:
+        rows, ids = np.arange(len(anchors)), anchors[:, 0].astype(int)
+        among = self.contradictions.among(rows, rows, np.zeros((len(rows), len(rows))), np.zeros(len(rows)))
+        self.told.extend((int(ids[i]), int(ids[j])) for i, j in np.argwhere(among))
+        return rows
+
+
+def plan_told(processes: int) -> dict[str, Any]:
+    """What each process's planner is told of its own cell: rows of one value, and what a judge takes for false."""
+    result = {}
+    for way in ("values", "judge"):
+        ToldPlanner.told.clear()
+        pairs, planner = None, ToldPlanner()
+        if dist.get_rank() == 0:
+            n = 16 * processes
+            # The first number of a row is its id, the others say to which cell it belongs.
+            side = np.zeros((n, 4), np.float32)
+            side[:, 0], side[:, 1] = np.arange(n), 1e4 * (np.arange(n) % processes)
+            pairs = (side, side)
+            values = Contradictions(
+                None, None, np.arange(n + 1), (np.arange(n) // 4).astype(np.int32), np.ones(n, bool)
+            )
+            angles = np.repeat(np.arange(n // 4), 4) * 2 * np.pi / (n // 4)
+            circle = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+            told = values if way == "values" else Contradictions(0.999, [circle, circle])
+            planner = configured(planner, contradictions=told)
+        order = plan_with_all(planner, pairs, 4, np.random.default_rng(0), ranks=processes, device=torch.device("cpu"))
+        result[way] = {"told": sorted(ToldPlanner.told), "order": order.tolist()}
     return result
 
 
@@ -235,6 +278,7 @@ def work(model_folder: str, output: Path, workers: int, source: str) -> None:
         result["aged"] = harvest(model_folder, output / "run", embedding_max_age=2)
         os.environ["LOCAL_WORLD_SIZE"] = "1"  # as if each rank were a node
         result["sent"] = harvest(model_folder, output / "run", first_plan="encode")
+        result["sent, on disk"] = harvest(model_folder, output / "run", first_plan="encode", embedding_storage="disk")
         result["sent aged"] = harvest(model_folder, output / "run", embedding_max_age=2)
     else:
         given = {"embedding_source": source, "first_plan": "encode"}

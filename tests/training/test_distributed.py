@@ -52,14 +52,14 @@ def test_all_ranks_harvest_for_the_one_that_plans(processes, tmp_path):
     """Every rank's rows come under their ids, through shared files and sent alike, and give the same batches."""
     model_folder = make_bert(tmp_path / "still", dropout=0.0)
     seen = launch(tmp_path, model_folder, processes, 0, "both ways")
-    for way in ("shared", "aged", "sent", "sent aged"):
+    for way in ("shared", "aged", "sent", "sent, on disk", "sent aged"):
         stored = seen[0][way]["stored"]
         assert stored["in_files"] is not way.startswith("sent")
         trained = {row for rank in seen for _, batch in rank[way]["trained"] for row in batch}
         assert trained <= set(stored["rows"])
         assert stored["error"] < 2e-6
     for rank in seen:
-        assert rank["shared"]["trained"] == rank["sent"]["trained"]
+        assert rank["shared"]["trained"] == rank["sent"]["trained"] == rank["sent, on disk"]["trained"]
         assert rank["aged"]["trained"] == rank["sent aged"]["trained"]
     assert seen[0]["shared"]["ages"][1] > 2, "rows of the first epoch are as old as that"
     assert [2.0] == seen[0]["aged"]["ages"] == seen[0]["sent aged"]["ages"]
@@ -90,6 +90,13 @@ def test_all_ranks_plan_a_cell_each(processes, tmp_path):
         assert [n // processes] == rank["given"], "no process is given more than its own rows"
         assert rank["threads"] == max(1, len(os.sched_getaffinity(0)) // processes)
     assert [[]] * (processes - 1) == [rank["best"] for rank in seen[1:]]
+    for way in ("values", "judge"):
+        order = seen[0]["told"][way]["order"]
+        assert list(range(16 * processes)) == sorted(order)
+        for number, rank in enumerate(seen):
+            cell = order[16 * number : 16 * (number + 1)]
+            expected = sorted([i, j] for i in cell for j in cell if i != j and i // 4 == j // 4)
+            assert expected and expected == rank["told"][way]["told"], "each process is told of its own rows"
     assert sorted(seen[0]["few"]) == list(range(2 * BATCH)), "two batches for three processes"
     for name in ("reversing", "bisect", "partition", "best"):
         order = np.array(seen[0][name])
