@@ -10,7 +10,7 @@ import pytest
 from paths import ROOT
 from scipy.stats import spearmanr
 
-from gcbs_st.config import ExperimentConfig, LossConfig, dump_config
+from gcbs_st.config import CorpusConfig, ExperimentConfig, LossConfig, ModelConfig, dump_config
 from gcbs_st.records.run_result import RunResult
 
 
@@ -34,10 +34,9 @@ def write_run(folder, arm, seed, dev, closed=None, loss=1.0, **train):
     )  # fmt: skip
     (own / "results.json").write_text(json.dumps(result.to_json()))
     config = ExperimentConfig(
-        output="o",
-        train={"learning_rate": 0.1, "planner": "bisect", **train},
-        loss=LossConfig(options={"margin": 0.9}),
-    )
+        output="o", corpus=CorpusConfig(source="docstrings"), model=ModelConfig(name="m"),
+        train={"learning_rate": 0.1, "planner": "bisect", **train}, loss=LossConfig(options={"margin": 0.9}),
+    )  # fmt: skip
     (own / "config.yaml").write_text(dump_config(config))
     log = [{"loss": 9.0, "step": 1}, {"loss": loss, "step": 3, "grad_norm": 2.0}]
     if closed is not None:
