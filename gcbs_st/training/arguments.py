@@ -18,6 +18,7 @@ from sentence_transformers.base.training_args import BaseTrainingArguments
 
 from gcbs_st.planners import Planner, make_planner
 from gcbs_st.planners.base import abilities_of
+from gcbs_st.training.rule import AUTO
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,10 @@ _EXPECTED_COLUMNS = (
     'one column name or two different ones, as ["anchor", "negative"], or a mapping of dataset name to such a list'
 )
 # Fields that a command line gives as JSON, and what is expected of it.
-_EXPECTED_VIEW = 'model, initial, a reference model (name, folder or object), or a list of two of these, such as ["initial", "NAME"]'
+_EXPECTED_VIEW = (
+    "model, initial, auto, a reference model (name, folder or object), or a list of two views, such as "
+    '["initial", "NAME"]'
+)
 _EXPECTED_HARDNESS = (
     "a number from 0 to 1, or a list of pairs [share of the run, hardness], both from 0 to 1, with rising shares"
 )
@@ -125,7 +129,9 @@ class PlanningArguments(_Host):
             "initial": those of the model as training found it; or a reference model, its name, folder or the object.
             Those of the last two are made once, kept on disk for later runs, and every further plan is next to free.
             Two of these, as a list or JSON, put rows together that are alike in the first and not in the second; for
-            planners that plan on products of anchors and positives, all of ours but `bisect`.
+            planners that plan on products of anchors and positives, all of ours but `bisect`. "auto": the view, and where
+            `planner_hardness` is None the hardness, that our study supports for model and rows, see
+            `gcbs_st.training.rule`; logged as what it stands for.
         planner_hardness: how hard batches are, from 0, random ones, to 1, the planner's hardest. A batch of B rows is
             made of clusters of B ** hardness rows of a plan. A list of pairs, or JSON, [share of the run, hardness],
             is a schedule: hardness is interpolated between them, and a plan is made at each of them, besides those that
@@ -286,16 +292,17 @@ class PlanningArguments(_Host):
     def _check_views(self) -> None:
         views, reference = self.views, self.planner_reference
         alike = len(views) == 2 and (views[0] is views[1] or _name_view(views[0]) == views[1])
-        if not 1 <= len(views) <= 2 or alike or not all(_is_view(view) for view in views):
+        automatic = len(views) == 2 and AUTO in [_name_view(view) for view in views]
+        if not 1 <= len(views) <= 2 or alike or automatic or not all(_is_view(view) for view in views):
             raise ValueError(f"planner_view: got {self.planner_view!r}, expected {_EXPECTED_VIEW}.")
-        if self.embedding_source == "harvest" and "model" not in [_name_view(view) for view in views]:
+        if self.embedding_source == "harvest" and not {"model", AUTO} & {_name_view(view) for view in views}:
             raise ValueError(
                 "embedding_source: harvest takes embeddings of the model as it trains, but planner_view is "
                 f"{self.planner_view!r}, which plans on others. Leave one of the two out."
             )
         if self.planner_margin is not None and not self.planner_margin >= 0:
             raise ValueError(f"planner_margin: got {self.planner_margin}, expected at least 0, or None.")
-        if reference is not None and (_name_view(reference) == "model" or not _is_view(reference)):
+        if reference is not None and (_name_view(reference) in ("model", AUTO) or not _is_view(reference)):
             raise ValueError(
                 f"planner_reference: got {reference!r}, expected a model (name, folder or object), initial, or None for "
                 "the embeddings that are planned on."
@@ -327,7 +334,7 @@ class PlanningArguments(_Host):
         return [(float(s), float(h)) for s, h in given] if isinstance(given, (list, tuple)) else [(0.0, float(given))]
 
     def hardness_at(self, step: int, max_steps: int) -> float:
-        """Returns how hard batches are to be that are drawn from an optimizer step on, 0 to 1."""
+        """Returns how hard batches are to be that are drawn from an optimizer step on, 0 to 1; 1 where nothing says."""
         points, share = self.hardness_points, step / max(1, max_steps)
         # Of two points of one share the later one is in force from there on. A plan is made at the first whole step
         # behind a point, which is up to a step late.

@@ -27,9 +27,9 @@ from gcbs_st.embeddings.views import View, sentence_embedding
 from gcbs_st.planners.algorithms.clusters import clusters_at
 from gcbs_st.planners.base import abilities_of, configured, order_checked_rows
 from gcbs_st.ranks import wait_for_all
-from gcbs_st.rows.columns import TextColumn
+from gcbs_st.rows.columns import TextColumn, text_names
 from gcbs_st.rows.row_ids import ROWS_KEY, number_rows
-from gcbs_st.rows.training_set import require_map_style
+from gcbs_st.rows.training_set import parts_of, require_map_style
 from gcbs_st.training.arguments import PlanningArguments
 from gcbs_st.training.loading import PlannedLoading
 from gcbs_st.training.loss_facts import contrasts_rows
@@ -39,6 +39,7 @@ from gcbs_st.training.refusals import refuse_model
 from gcbs_st.training.replan_callback import ReplanCallback
 from gcbs_st.training.replanner import Replanner
 from gcbs_st.training.row_memory import RowMemory
+from gcbs_st.training.rule import AUTO, Setting, supported_setting
 
 logger = logging.getLogger(__name__)
 
@@ -233,6 +234,17 @@ class PlannedTraining(PlannedLoading):
         """The states that losses keep of rows, since the trainer first trained."""
         return self.row_memory.row_states
 
+    @property
+    def auto_setting(self) -> Setting | None:
+        """What `planner_view="auto"` stands for; None for any other view."""
+        if self.args.views != [AUTO] or self.train_dataset is None:
+            return None
+        if self.args.embedding_source == "harvest":  # which has no other view
+            return Setting("model", 1.0, None, "harvested embeddings are the model's own")
+        labels = self.data_collator.valid_label_columns
+        texts = max(len(text_names(dataset, labels)) for dataset in parts_of(self.train_dataset).values())
+        return supported_setting(self.model, has_negatives=texts > 2)
+
     def _begin_training(self) -> None:
         """Opens what is kept of rows; on all ranks, where no user can come alone."""
         # Again, where the host starts anew with smaller batches after it ran out of memory.
@@ -240,6 +252,8 @@ class PlannedTraining(PlannedLoading):
         for name in self.planned_samplers:
             self.check_clusters(name)
         losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
+        if (setting := self.auto_setting) is not None and self.planned_samplers and self.is_world_process_zero():
+            logger.info("planner_view: auto stands for %s.", setting)
         if self.planned_samplers or any(find_row_losses(loss) for loss in losses):
             self.row_memory.open(self._run_folder or Path(str(self.args.output_dir)))
 

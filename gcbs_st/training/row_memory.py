@@ -75,8 +75,7 @@ class RowMemory:
 
     def remember_initial(self) -> None:
         """Puts aside the weights that training begins with, which a checkpoint is about to replace, if they are needed."""
-        args = self.trainer.args
-        if INITIAL in (*map(str, args.views), str(args.planner_reference)) and self._embeds_rows():
+        if INITIAL in (*map(str, self._views_of()), str(self.trainer.args.planner_reference)) and self._embeds_rows():
             weights = copy_weights(self.trainer.model)
             self._initial = (weights_digest(weights), weights)
 
@@ -86,7 +85,15 @@ class RowMemory:
 
     def _embeds_rows(self) -> bool:
         """Whether any plan will ask for embeddings."""
+        setting = self.trainer.auto_setting
+        if setting is not None and setting.hardness == 0 and self.trainer.args.planner_hardness is None:
+            return False
         return abilities_of(self.trainer.planner).needs_embeddings or self.trainer.plans_differently
+
+    def _views_of(self) -> list[Any]:
+        """The views of the arguments, with that of the rule in the place of "auto"."""
+        setting = self.trainer.auto_setting
+        return self.trainer.args.views if setting is None else [setting.view]
 
     def _fixed_view(self, given: Any, parts: Mapping[str, TrainingPart]) -> FixedView | None:
         """What stands for a view in the arguments; None for the model as it is. The same object until the run ends."""
@@ -206,7 +213,7 @@ class RowMemory:
         """
         trainer, args = self.trainer, self.trainer.args
         judge = args.planner_reference
-        views = [self._fixed_view(view, parts) for view in args.views] if self._embeds_rows() else [None]
+        views = [self._fixed_view(view, parts) for view in self._views_of()] if self._embeds_rows() else [None]
         in_files = args.embedding_storage == "disk" if args.world_size == 1 else on_one_node(args.world_size)
         # Static models have no limit, and take as many texts as anybody has.
         length = getattr(trainer.model, "max_seq_length", None) or math.inf

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import make_static_model
 from recorded import RecordingTrainer, weights_hash
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from gcbs_st import GCBSTrainingArguments
@@ -280,9 +281,11 @@ def test_overlapping_batches_take_hardness(tmp_path, pairs, own_cache):
         ({"planner_hardness": True}, "planner_hardness: got True"),
         ({"planner_hardness": 0.5, "planner_options": {"clusters_per_batch": 2}}, "say the same in other words"),
         ({"planner_hardness": 0.5, "cluster_schedule": "curriculum"}, "say the same in other words"),
-        ({"planner_view": ["initial", "initial"]}, "planner_view: got .*, expected model, initial, a reference"),
+        ({"planner_view": ["initial", "initial"]}, "planner_view: got .*, expected model, initial, auto, a reference"),
         ({"planner_view": ["a", "b", "c"]}, "planner_view: got"),
         ({"planner_view": 3}, "planner_view: got 3"),
+        ({"planner_view": ["auto", "initial"]}, "planner_view: got .*'auto'"),
+        ({"planner_reference": "auto"}, "planner_reference: got 'auto'"),
         (
             {"planner_view": ["initial", "x"], "planner": "bisect", "planner_options": {}},
             "sums of anchors and positives",
@@ -373,3 +376,34 @@ def test_training_is_left_as_it_was(tmp_path, pairs, own_cache):
     assert sorted(text for _, batch in plain.trained for text in batch) == sorted(
         text for _, batch in viewed.trained for text in batch
     )
+
+
+# ---------------------------------------------------------------- what the study supports
+
+
+def test_auto_stands_for_what_the_study_supports(tmp_path, pairs, own_cache, passes, bert_folder, caplog):
+    """A static model plans on itself, a transformer on what it was; rows with negatives stay random, and are not embedded."""
+    caplog.set_level("INFO", "gcbs_st")
+    given = {"planner_view": "auto", "max_steps": 26}
+    auto = train(tmp_path / "a", pairs, **given)
+    assert "planner_view: auto stands for the view 'model', hardness 1 and the plain loss" in caplog.text
+    own = train(tmp_path / "b", pairs, planner_view="model", max_steps=26)
+    assert auto.trained == own.trained
+    transformer = train(
+        tmp_path / "c", pairs, SentenceTransformer(bert_folder, device="cpu"), max_steps=2, planner_view="auto"
+    )
+    assert "auto stands for the view 'initial', hardness 1 and a loss guarded at 0.95" in caplog.text
+    assert 1 == len(list(own_cache.iterdir())) and 1 == len(transformer.planned)
+    passes.clear()
+    triplets = pairs.add_column("negative", pairs["anchor"][::-1])
+    plain = train(tmp_path / "d", triplets, **given)
+    assert "auto stands for random batches" in caplog.text
+    assert [] == passes == plain.planned
+    harder = train(tmp_path / "e", triplets, planner_hardness=0.5, **given)
+    assert harder.planned, "what the user says wins"
+
+
+def test_auto_with_harvested_rows_is_the_models_view(tmp_path, pairs, own_cache):
+    """There is no other one."""
+    trainer = train(tmp_path, pairs, planner_view="auto", embedding_source="harvest", first_plan="encode", max_steps=2)
+    assert 1 == len(trainer.planned) and not own_cache.exists()
