@@ -16,6 +16,7 @@ from gcbs_st.planners import (
     BestPlanner,
     BisectPlanner,
     GCBSPlanner,
+    HobitPlanner,
     PartitionPlanner,
     Planner,
     RandomPlanner,
@@ -37,6 +38,10 @@ _PAPERS: dict[type, tuple[str, str]] = {
     BestPlanner: ("NGAME", "dahiya2023ngame"),
     BisectPlanner: ("NGAME", "dahiya2023ngame"),
     GCBSPlanner: ("Global Contrastive Batch Sampling", "sachidananda2023gcbs"),
+    HobitPlanner: (
+        "Global Contrastive Batch Sampling",
+        "sachidananda2023gcbs",
+    ),  # its quantity; HOBIT is not to be had
     PartitionPlanner: ("B3", "thirukovalluru2025b3"),
     RandomWalkPlanner: ("BatchSampler", "yang2023batchsampler"),
     TailBatchPlanner: ("Global Contrastive Batch Sampling", "sachidananda2023gcbs"),

@@ -27,12 +27,15 @@ except ImportError:  # a host without late interaction
 
 # A value of each field that is not its default. A new field has to be given one.
 OTHER: dict[str, Any] = {
-    "planner": "bisect", "planner_options": {"clusters_per_batch": 4}, "planner_columns": {"one": ["b", "a"]},
+    "planner": "partition", "planner_options": {"clusters_per_batch": 4}, "planner_columns": {"one": ["b", "a"]},
     "replan_steps": 0.25, "planner_warmup_steps": 7, "planner_cooldown_steps": 0.25, "embedding_batch_size": 33, "embedding_source": "harvest",
     "first_plan": "encode", "embedding_max_age": 100, "embedding_budget": 50, "embedding_dtype": "float16",
     "embedding_storage": "disk", "group_column": "image", "cluster_schedule": "curriculum",
-    "shuffle_planned_batches": False, "projection_dimensions": 128,
+    "shuffle_planned_batches": False, "projection_dimensions": 128, "planner_view": ["model", "some/model"],
+    "planner_margin": 0.9, "planner_reference": "other/model",
 }  # fmt: skip
+# Those that do not go with one of the above.
+ALONE: dict[str, Any] = {"planner_hardness": [[0.0, 0.5], [1.0, 1.0]]}
 
 
 def own_fields(kind: Any) -> list[str]:
@@ -50,11 +53,13 @@ def line_of(values: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
-def test_every_field_comes_through(kind, tmp_path):
+@pytest.mark.parametrize("alone", [False, True])
+def test_every_field_comes_through(kind, alone, tmp_path):
     """From the command line, from YAML, from a dict of the parser's, and from what the arguments write themselves."""
     names = own_fields(kind)
     assert set(names) >= {field.name for field in fields(PlanningArguments)}
-    values = {name: OTHER[name] for name in names}
+    names = [name for name in names if (name in ALONE) == alone]
+    values = {name: (OTHER | ALONE)[name] for name in names}
     plain = {"output_dir": str(tmp_path), "report_to": "none"}
     default = kind(**plain)
     assert [] == [name for name in names if getattr(default, name) == values[name]], "not another value"

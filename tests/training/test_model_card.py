@@ -62,7 +62,7 @@ def papers(text: str) -> set[str]:
 
 EXPECTED = {
     "gcbs": {METHOD}, "tbs": {METHOD}, "random_walk": {WALK}, "bisect": {NGAME}, "best": {NGAME},
-    "partition": {B3}, "random": set(),
+    "partition": {B3}, "random": set(), "hobit": {METHOD},
 }  # fmt: skip
 
 

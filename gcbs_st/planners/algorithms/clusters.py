@@ -40,7 +40,7 @@ def deal_clusters(order: np.ndarray, cluster_size: int, batch_size: int, rng: np
     The last n mod `batch_size` rows fill no batch. With clusters of a batch each nothing is changed.
 
     >>> deal_clusters(np.arange(12), 2, 5, np.random.default_rng(0)).tolist()
-    [4, 5, 6, 7, 0, 8, 9, 2, 3, 1, 10, 11]
+    [6, 7, 4, 5, 0, 10, 11, 8, 9, 1, 2, 3]
     """
     if cluster_size == batch_size:
         return order
