@@ -129,9 +129,8 @@ class PlanningArguments(_Host):
             "initial": those of the model as training found it; or a reference model, its name, folder or the object.
             Those of the last two are made once, kept on disk for later runs, and every further plan is next to free.
             Two of these, as a list or JSON, put rows together that are alike in the first and not in the second; for
-            planners that plan on products of anchors and positives, all of ours but `bisect`. "auto": the view, and where
-            `planner_hardness` is None the hardness, that our study supports for model and rows, see
-            `gcbs_st.training.rule`; logged as what it stands for.
+            planners that plan on products of anchors and positives, all of ours but `bisect`. "auto": the view that our
+            study supports for model and rows, see `gcbs_st.training.rule`; logged as what it stands for.
         planner_hardness: how hard batches are, from 0, random ones, to 1, the planner's hardest. A batch of B rows is
             made of clusters of B ** hardness rows of a plan. A list of pairs, or JSON, [share of the run, hardness],
             is a schedule: hardness is interpolated between them, and a plan is made at each of them, besides those that

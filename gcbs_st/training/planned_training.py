@@ -240,7 +240,7 @@ class PlannedTraining(PlannedLoading):
         if self.args.views != [AUTO] or self.train_dataset is None:
             return None
         if self.args.embedding_source == "harvest":  # which has no other view
-            return Setting("model", 1.0, None, "harvested embeddings are the model's own")
+            return Setting("model", None, "harvested embeddings are the model's own")
         labels = self.data_collator.valid_label_columns
         texts = max(len(text_names(dataset, labels)) for dataset in parts_of(self.train_dataset).values())
         return supported_setting(self.model, has_negatives=texts > 2)

@@ -130,10 +130,8 @@ class Replanner:
 
     def _cluster_size(self, size: int) -> int:
         """The rows of a plan that stay together in a batch of `size` which is drawn from now on."""
-        state, args, setting = self.trainer.state, self.trainer.args, self.trainer.auto_setting
-        if setting is not None and args.planner_hardness is None:
-            return rows_per_cluster(setting.hardness, size)
-        return rows_per_cluster(args.hardness_at(state.global_step, state.max_steps), size)
+        state = self.trainer.state
+        return rows_per_cluster(self.trainer.args.hardness_at(state.global_step, state.max_steps), size)
 
     def _only_redeals(self, sampler: PlannedBatchSampler, cluster_size: int, once: bool) -> bool:
         """Whether a plan would find what the one in force found: nothing has changed but which rows are left."""

@@ -85,9 +85,6 @@ class RowMemory:
 
     def _embeds_rows(self) -> bool:
         """Whether any plan will ask for embeddings."""
-        setting = self.trainer.auto_setting
-        if setting is not None and setting.hardness == 0 and self.trainer.args.planner_hardness is None:
-            return False
         return abilities_of(self.trainer.planner).needs_embeddings or self.trainer.plans_differently
 
     def _views_of(self) -> list[Any]:

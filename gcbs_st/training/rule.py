@@ -14,36 +14,28 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Setting:
-    """Whose embeddings are planned on, how hard batches are, and what the loss should mask."""
+    """Whose embeddings are planned on, and what the loss should mask. Batches are as hard as the planner makes them."""
 
     view: str  # "initial" or "model"
-    hardness: float  # as `planner_hardness`
     margin: float | None  # of a guarded loss; None for the plain one
     why: str
 
     def __str__(self) -> str:
         """The setting as the log says it."""
-        if self.hardness == 0:
-            return f"random batches: {self.why}"
         guard = "the plain loss" if self.margin is None else f"a loss guarded at {self.margin:g}"
-        return f"the view {self.view!r}, hardness {self.hardness:g} and {guard}: {self.why}"
+        return f"the view {self.view!r} and {guard}: {self.why}"
 
 
 def supported_setting(model: Any, *, has_negatives: bool) -> Setting:
     """Returns the setting for a model, whose rows have negatives of their own or have not.
 
-    >>> supported_setting(object(), has_negatives=True).hardness
-    0.0
+    >>> supported_setting(object(), has_negatives=True).view
+    'initial'
     """
-    if has_negatives:
-        return Setting("initial", 0.0, None, "rows that bring negatives of their own gained nothing from hard batches")
     if is_static(model):
-        return Setting(
-            "model", 1.0, None, "a static model learns from what it takes for alike itself, each epoch anew"
-        )
-    return Setting(
-        "initial", 1.0, 0.95, "for a transformer, what it takes for alike once it is trained means alike too often"
-    )
+        return Setting("model", None, "a static model learns from what it takes for alike itself, each epoch anew")
+    why = "what a transformer takes for alike once it is trained means alike too often"
+    return Setting("initial", None if has_negatives else 0.95, why)
 
 
 def is_static(model: Any) -> bool:
