@@ -40,6 +40,8 @@ class Settings:
     no_duplicates: bool = False
     planner: str = "gcbs"
     source: str = "encode"
+    view: str = "model"
+    hardness: float | None = None
     loss: str = "MultipleNegativesRankingLoss"
     ranks: int = 1
     datasets: str = ""
@@ -111,11 +113,14 @@ def train(task: Task) -> None:
     """One process of a run, from the start or from the newest whole checkpoint of its folder, to its end."""
     settings = task.settings
     torch.set_num_threads(1)
+    os.environ["XDG_CACHE_HOME"] = str(Path(task.output).parent / "cache")  # not the user's
     model = SentenceTransformer(task.model_folder, device="cpu")
     args = GCBSTrainingArguments(
         task.output,
         planner=settings.planner,
         embedding_source=settings.source,
+        planner_view=settings.view,
+        planner_hardness=settings.hardness,
         replan_steps=settings.replan_steps,
         batch_sampler="no_duplicates" if settings.no_duplicates else "batch_sampler",
         multi_dataset_batch_sampler=settings.datasets or "proportional",

@@ -180,6 +180,7 @@ CASES = [
         "the view of the initial model", model=bert, arguments={"planner_view": "initial"}, verify=False,
         check=aged_as_the_run,
     ),
+    Case("the view that our study supports (`auto`)", arguments={"planner_view": "auto"}, check=closes),
     Case(
         "the view of a reference model", arguments=lambda place: {"planner_view": saved_model(place)}, verify=False,
         check=closes,

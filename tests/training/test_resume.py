@@ -98,7 +98,7 @@ def test_killed_at_ten_points_resumes_bitwise(options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMED if "2 " in name[:2]])
+@pytest.mark.parametrize("name", [name for name in NAMED if name[:2] == "2 " or "view" in name])
 def test_ranks_and_datasets_killed_at_ten_points_resume_bitwise(name):
     """Ten random kill points for each setting with two ranks or two data sets, the first in new interpreters."""
     (summary,) = killed_and_resumed("--points", "10", "--settings", name)
