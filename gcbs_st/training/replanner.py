@@ -105,7 +105,9 @@ class Replanner:
         if cluster_size == 1 or not (able.needs_embeddings or self.trainer.plans_differently):
             new = self._separated(rng.permutation(np.sort(tail[:planned])), name)  # needs no embeddings
         elif self._only_redeals(sampler, cluster_size, once):
-            new = self._separated(redeal_clusters(tail[:planned], cluster_size, size, rng), name)
+            new = tail[:planned]
+            if cluster_size < size:  # otherwise the batches stay, which are apart as far as can be
+                new = self._separated(redeal_clusters(new, cluster_size, size, rng), name)
         else:
             # In the order of their ids, so that a plan depends on which rows are left and not on their last order.
             # Where rows recur while others wait there are all of them to choose from, drawn before or not.
