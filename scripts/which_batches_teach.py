@@ -149,7 +149,8 @@ def correlations(studies: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict
                 _pooled([points[rng.integers(len(points), size=len(points))] for points in by_setting])
                 for _ in range(_DRAWS)
             ]
-            low, high = np.nanquantile(drawn, [0.025, 0.975])
+            finite = np.array(drawn)[np.isfinite(drawn)]  # arms drawn anew may all be alike
+            low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (np.nan, np.nan)
             found[name] = {
                 "correlation": _pooled(by_setting), "interval": [float(low), float(high)],
                 "arms": sum(map(len, by_setting)),

@@ -202,13 +202,13 @@ class RowMemory:
         """Whether texts reach the model as they stand in the columns; a collator of the user's may change them."""
         return type(self.trainer.data_collator) is self.trainer.data_collator_class
 
-    def _source_options(self, folder: Path, parts: Mapping[str, TrainingPart]) -> SourceOptions:
+    def _source_options(self, folder: Path, parts: Mapping[str, TrainingPart] | None = None) -> SourceOptions:
         """How rows are embedded.
 
         Several ranks keep embeddings in files if they see the same ones, and in the memory of the one that plans
         if they do not, whatever the arguments say.
         """
-        trainer, args = self.trainer, self.trainer.args
+        trainer, args, parts = self.trainer, self.trainer.args, parts or {}
         judge = args.planner_reference
         views = [self._fixed_view(view, parts) for view in self._views_of()] if self._embeds_rows() else [None]
         in_files = args.embedding_storage == "disk" if args.world_size == 1 else on_one_node(args.world_size)
