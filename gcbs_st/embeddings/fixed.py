@@ -62,8 +62,8 @@ class FixedView:
     """The unit rows of all texts by a model that does not change.
 
     `name` is for messages. `digest` is that of the model's weights, None to compute it; `only_on_disk` says that these
-    are gone, so that nothing can be embedded. Rows are read from files, which several runs may share, or from memory where nothing may be kept
-    on disk: rows that a collator of the user's makes, pictures and the like.
+    are gone, so that nothing can be embedded. Rows are read from files, which several runs may share, or from memory
+    where nothing may be kept on disk: rows that a collator of the user's makes, pictures and the like.
     """
 
     def __init__(
@@ -71,7 +71,6 @@ class FixedView:
     ) -> None:
         self.name, self.embedder, self.only_on_disk = name, embedder, only_on_disk
         self.digest = weights_digest(embedder.model.state_dict()) if digest is None else digest
-        self.passes = 0  # encoding passes that were made, one for each dataset that no file was found of
         self._arrays: dict[str, list[np.ndarray]] = {}
         self._useful: dict[str, np.ndarray] = {}
         self._norms: dict[str, float] = {}

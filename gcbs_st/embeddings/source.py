@@ -38,7 +38,7 @@ class Fetched:
 
     rows: np.ndarray  # (m,) int64, ascending
     arrays: list[np.ndarray]  # one (m, d) array of unit rows per column, anchors first
-    # (m,) optimizer steps since each row was embedded; empty for word vectors, which are no embedding of this model.
+    # (m,) optimizer steps since each row was embedded; empty for a reference's, which are none of this model.
     ages: np.ndarray
     # What is planned on instead, arrays alike in shape to one another; None for `arrays` themselves.
     planned: list[np.ndarray] | None = None
@@ -222,7 +222,6 @@ class EmbeddingSource:
             with failing_together("keeping embeddings", self.ranks):
                 if self.is_main:
                     view.keep(name, key, arrays, self.norms.value)
-            view.passes += 1
         if self.is_main and len(without := view.without_text(name)):
             self._warn_useless(name, without, len(part.dataset), part.columns[0].name)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gcbs_st.planners.algorithms.clusters import cluster_size_of, draw_rest, finish_order
 from gcbs_st.planners.algorithms.contradictions import Contradictions
-from gcbs_st.planners.algorithms.graph import Affinity, find_in_cells, measure_background, weigh_neighbors
+from gcbs_st.planners.algorithms.graph import Affinity, weigh_nearest
 from gcbs_st.planners.algorithms.metis import cut_evenly
 from gcbs_st.planners.algorithms.swaps import CEILING_PENALTY, anneal_swaps
 from gcbs_st.planners.algorithms.trees import grow_trees, project_pairs
@@ -91,18 +91,19 @@ class BestPlanner(BasePlanner):
     def _make_graph(
         self, anchors: np.ndarray, positives: np.ndarray, order: np.ndarray, size: int, rng: np.random.Generator
     ) -> Affinity:
-        scale, probes = scale_or_default(self.scale), max(1, round(_PROBES * self.effort**0.75))
-        ids, cosines = find_in_cells(
+        return weigh_nearest(
             anchors,
             positives,
             order,
             self.neighbors or (_CONTRADICTED_NEIGHBORS if self.contradictions else _NEIGHBORS),
-            probes=probes,
+            batch_size=size,
+            scale=scale_or_default(self.scale),
+            rng=rng,
+            probes=max(1, round(_PROBES * self.effort**0.75)),
             threads=self.threads,
+            ceiling=self.ceiling,
             contradictions=self.contradictions,
         )
-        own, background = measure_background(anchors, positives, order, cosines, scale=scale, rng=rng)
-        return weigh_neighbors(ids, cosines, own, background, batch_size=size, scale=scale, ceiling=self.ceiling)
 
     def _refine(self, affinity: Affinity, size: int, rng: np.random.Generator) -> np.ndarray:
         """The places of the rows after the swaps."""

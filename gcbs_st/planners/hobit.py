@@ -13,15 +13,12 @@ import numpy as np
 
 from gcbs_st.planners.algorithms.clusters import draw_rest, finish_order
 from gcbs_st.planners.algorithms.contradictions import Contradictions
-from gcbs_st.planners.algorithms.graph import find_in_cells, measure_background, weigh_neighbors
+from gcbs_st.planners.algorithms.graph import MOST_NATS, weigh_nearest
 from gcbs_st.planners.algorithms.greedy import grow_batches
 from gcbs_st.planners.algorithms.swaps import anneal_swaps
 from gcbs_st.planners.algorithms.trees import grow_trees, project_pairs
 from gcbs_st.planners.base import BasePlanner, check_least, check_positive, scale_or_default
 
-# Past e^60 "together at any price" is all that can be said.
-_MOST_NATS = 60.0
-_PROBES = 24
 # Swaps that are nearly downhill only: what greedy choices made stays, and what they left over finds a place.
 _HEAT = (0.1, 0.03)
 
@@ -103,7 +100,7 @@ class HobitPlanner(BasePlanner):
         cosines = anchors[rows].astype(np.float32) @ positives[rows].astype(np.float32).T
         own = cosines.diagonal().copy()
         scale = scale_or_default(self.scale)
-        weights = np.exp(np.minimum(scale * (cosines - own[:, None]), _MOST_NATS), dtype=np.float32)
+        weights = np.exp(np.minimum(scale * (cosines - own[:, None]), MOST_NATS), dtype=np.float32)
         if self.contradictions:
             weights[self.contradictions.among(rows, rows, cosines, own)] = 0
         np.fill_diagonal(weights, 0)
@@ -119,17 +116,16 @@ class HobitPlanner(BasePlanner):
         rng: np.random.Generator,
     ) -> np.ndarray:
         """The places after swaps on the graph of near rows that do not contradict each other."""
-        scale = scale_or_default(self.scale)
-        ids, cosines = find_in_cells(
+        affinity = weigh_nearest(
             anchors,
             positives,
             order,
             self.neighbors,
-            probes=_PROBES,
+            batch_size=size,
+            scale=scale_or_default(self.scale),
+            rng=rng,
             threads=self.threads,
             contradictions=self.contradictions,
         )
-        own, background = measure_background(anchors, positives, order, cosines, scale=scale, rng=rng)
-        affinity = weigh_neighbors(ids, cosines, own, background, batch_size=size, scale=scale)
         seed = int(rng.integers(2**31))
         return anneal_swaps(affinity, places, size, moves=self.swaps, heat=_HEAT, seed=seed, threads=self.threads)[0]

@@ -99,8 +99,9 @@ def plan_quality(  # noqa: PLR0913 - a keyword for each choice of the measuremen
     `anchors` and `positives` are (n, d) floats, unit rows, row i of the second being the positive of row i of the
     first. `order` is (m,) integers in [0, n); consecutive blocks are batches, whose rows are distinct, and a shorter
     last block is left out. About `sample_rows` anchors are measured, None for all. `compare` also measures a random
-    order and the limit, which `closed` needs. `contradictions` are of the n rows. Raises a ValueError for input that no planner takes, and an order that
-    is not of integers, holds an unknown row, one twice in a batch, or less than a batch.
+    order and the limit, which `closed` needs. `contradictions` are of the n rows. Raises a
+    ValueError for input that no planner takes, and an order that is not of integers, holds an unknown row, one twice
+    in a batch, or less than a batch.
 
     Cost: O(sample_rows n d) time, twice that with `compare`; about 300 MB of memory, more from 16 million rows on.
 

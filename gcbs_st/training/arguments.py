@@ -39,7 +39,6 @@ _CHOICES = {
 _EXPECTED_COLUMNS = (
     'one column name or two different ones, as ["anchor", "negative"], or a mapping of dataset name to such a list'
 )
-# Fields that a command line gives as JSON, and what is expected of it.
 _EXPECTED_VIEW = (
     "model, initial, auto, a reference model (name, folder or object), or a list of two views, such as "
     '["initial", "NAME"]'
@@ -47,6 +46,7 @@ _EXPECTED_VIEW = (
 _EXPECTED_HARDNESS = (
     "a number from 0 to 1, or a list of pairs [share of the run, hardness], both from 0 to 1, with rising shares"
 )
+# Fields that a command line gives as JSON, and what is expected of it.
 FIELDS_IN_JSON = {
     "planner_options": "a JSON object",
     "planner_columns": _EXPECTED_COLUMNS,

@@ -145,7 +145,8 @@ class PlannedTraining(PlannedLoading):
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Loads weights as the host does, after those that a plan may go by were put aside."""
-        if self._resumed_from is not None and self.row_memory.source is None:
+        # Of a model that was there before, `train` has put them aside.
+        if self.model_init is not None and self._resumed_from is not None and self.row_memory.source is None:
             self.row_memory.remember_initial()
         super()._load_from_checkpoint(*args, **kwargs)
 

@@ -64,6 +64,8 @@ class RowMemory:
             device=args.device,
             autocast=trainer.accelerator.autocast,
         )
+        if self._initial is not None:
+            self._initial = (self._initial[0], None)  # a whole copy of the model, which nobody needs any more
 
     def close(self) -> None:
         """Stops watching the model. The states of the losses stay in the losses."""

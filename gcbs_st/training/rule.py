@@ -1,7 +1,7 @@
 """What the study of views, hardness and guards supports for a model and its rows (docs/which-batches-teach.md).
 
-`planner_view="auto"` stands for it. Four settings on one machine are little to draw a rule from: it says what lost nowhere there
-and won in most of them, and no more.
+`planner_view="auto"` stands for it. Four settings on one machine are little to draw a rule from: it says what lost
+nowhere there and won in most of them, and no more.
 """
 
 from __future__ import annotations

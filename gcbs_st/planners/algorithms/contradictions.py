@@ -58,12 +58,9 @@ class Contradictions:
     def of(self, rows: np.ndarray) -> Contradictions:
         """Returns the contradictions of the (m,) rows alone, row 0 of which is the first one."""
         judge = None if self.judge is None else [side[rows] for side in self.judge]
-        if self.starts is None or self.values is None or self.strong is None:
+        if self.starts is None:
             return Contradictions(self.margin, judge)
-        counts = np.diff(self.starts)[rows]
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        entries = np.arange(starts[-1]) + np.repeat(self.starts[rows] - starts[:-1], counts)
-        return Contradictions(self.margin, judge, starts, self.values[entries], self.strong[entries])
+        return Contradictions(self.margin, judge, *self._shared(rows))
 
     def barred(self, anchors: np.ndarray, positives: np.ndarray, order: np.ndarray) -> Barred:
         """Returns what a search among the (m,) rows of `order` needs; the (n, d) arrays are those that it goes by."""
@@ -77,8 +74,7 @@ class Contradictions:
             assert mine.margin is not None
             left, right = (np.ascontiguousarray(side, np.float32) for side in (mine.judge[0], mine.judge[-1]))
             limits = limit_scores(np.einsum("ij,ij->i", left, right), mine.margin)
-        starts, values, strong = mine._shared(m)
-        return Barred(below, left, right, limits, starts, values, strong)
+        return Barred(below, left, right, limits, *self._shared(order))
 
     def among(self, rows: np.ndarray, columns: np.ndarray, scores: np.ndarray, own: np.ndarray) -> np.ndarray:
         """Returns (m, k) bool: which of the (k,) columns are no negatives of the (m,) rows, themselves left out.
@@ -100,15 +96,18 @@ class Contradictions:
         found[rows[:, None] == columns[None, :]] = False
         return found
 
-    def _shared(self, m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _shared(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Starts, values and strength of what the (m,) rows hold."""
         if self.starts is None or self.values is None or self.strong is None:
-            return np.zeros(m + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, bool)
-        return self.starts.astype(np.int64), self.values.astype(np.int32), self.strong.astype(bool)
+            return np.zeros(len(rows) + 1, np.int64), np.zeros(0, np.int32), np.zeros(0, bool)
+        counts = np.diff(self.starts)[rows]
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        entries = np.arange(starts[-1]) + np.repeat(self.starts[rows] - starts[:-1], counts)
+        return starts, self.values[entries].astype(np.int32), self.strong[entries].astype(bool)
 
     def _incidence(self, rows: np.ndarray) -> tuple[csr_array, csr_array]:
         """Rows by the values that they hold, and by those that they hold strongly."""
-        mine = self.of(rows)
-        starts, values, strong = mine._shared(len(rows))
+        starts, values, strong = self._shared(rows)
         assert self.values is not None
         shape = (len(rows), int(self.values.max()) + 1)
         held = csr_array((np.ones(len(values), np.float32), values, starts), shape=shape)

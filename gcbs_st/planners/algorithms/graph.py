@@ -25,7 +25,7 @@ CELL_ROWS = 256
 _BACKGROUND_ROWS = 512
 _CHUNK_ROWS = 8192
 # Past e^60 "together at any price" is all that can be said, and float32 ends at e^88.
-_MOST_NATS = 60.0
+MOST_NATS = 60.0
 
 
 class Affinity(NamedTuple):
@@ -58,7 +58,8 @@ def find_in_cells(  # noqa: PLR0913 - a keyword for each choice of the search
     The order, in which near rows lie near one another, is cut into cells of 256 rows; a cell looks into the `probes`
     cells whose mean positive is most similar to its mean anchor (all of them make the search exact). Searching cells
     and not rows is our choice: it makes the search a matrix product. A row is not its own neighbour, nor is one that
-    is no negative of it by the `contradictions`; places are -1 and cosines -inf where fewer than k were found. Cost: O(m 256 probes d) time, O(m (2 d + k)) memory.
+    is no negative of it by the `contradictions`; places are -1 and cosines -inf where fewer than k were found. Cost:
+    O(m 256 probes d) time, O(m (2 d + k)) memory.
     """
     m, d = len(order), anchors.shape[1]
     count = -(-m // CELL_ROWS)
@@ -138,7 +139,7 @@ def measure_background(
             # Less a rounding error, or the last neighbour would at times count as a stranger.
             strange = scores < cosines[span, -1:] - 1e-6
             strange &= drawn != np.arange(start, start + len(left))[:, None]
-            excess = np.exp(np.minimum(scale * (scores - own[span, None]), _MOST_NATS)) * strange
+            excess = np.exp(np.minimum(scale * (scores - own[span, None]), MOST_NATS)) * strange
             mean[span] = excess.sum(axis=1) / np.maximum(strange.sum(axis=1), 1)
     return own, mean
 
@@ -178,10 +179,32 @@ def weigh_neighbors(
     barred = np.zeros(ids.shape, np.int8)
     if ceiling is not None:
         barred[(ids >= 0) & (cosines > ceiling * own[:, None])] = 1
-    weights = np.exp(np.minimum(scale * (cosines - own[:, None]), _MOST_NATS)) - background[:, None]
+    weights = np.exp(np.minimum(scale * (cosines - own[:, None]), MOST_NATS)) - background[:, None]
     weights /= (1.0 + (batch_size - 1) * background)[:, None]
     weights = np.maximum(weights, 0).astype(np.float32)
     return Affinity(*_join(np.where((weights > 0) | (barred > 0), ids, -1), weights, barred))
+
+
+def weigh_nearest(  # noqa: PLR0913 - those of its three steps
+    anchors: np.ndarray,
+    positives: np.ndarray,
+    order: np.ndarray,
+    k: int,
+    *,
+    batch_size: int,
+    scale: float,
+    rng: np.random.Generator,
+    probes: int = 24,
+    threads: int = 0,
+    ceiling: float | None = None,
+    contradictions: Contradictions | None = None,
+) -> Affinity:
+    """Returns the graph of each row's k nearest: `find_in_cells`, `measure_background` and `weigh_neighbors` in turn."""
+    ids, cosines = find_in_cells(
+        anchors, positives, order, k, probes=probes, threads=threads, contradictions=contradictions
+    )
+    own, background = measure_background(anchors, positives, order, cosines, scale=scale, rng=rng)
+    return weigh_neighbors(ids, cosines, own, background, batch_size=batch_size, scale=scale, ceiling=ceiling)
 
 
 @njit(cache=True, nogil=True)
