@@ -16,6 +16,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("train-sts", "train:train_sts", "train sentence embeddings once for each run of a configuration"),
     ("train-code-search", "train:train_code_search", "train code search once for each run of a configuration"),
     ("evaluate-sts", "evaluate:evaluate_sts", "score a model on the STS tasks"),
+    ("evaluate-retrieval", "evaluate:evaluate_retrieval", "score a model on retrieval"),
     ("evaluate-code-search", "evaluate:evaluate_code_search", "score a model on code search"),
     ("evaluate-mteb", "evaluate_mteb:main", "score a model through mteb, and keep mteb's result files"),
     ("plan", "plan:main", "plan the batches of saved embeddings"),

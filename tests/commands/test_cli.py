@@ -35,6 +35,7 @@ SCRIPTS = {
     "compare": "compare",
     "train_code_search": "train-code-search",
     "evaluate_code_search": "evaluate-code-search",
+    "evaluate_retrieval": "evaluate-retrieval",
     "inspect_batches": "inspect",
 }
 
