@@ -20,7 +20,10 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """The arguments of `gcbs_st.corpora.corpus.load_corpus`; `held_out` pairs are kept back to measure retrieval."""
+    """The arguments of `gcbs_st.corpora.corpus.load_corpus`; `held_out` pairs are kept back to measure retrieval.
+
+    The rows of `also` come after those of the source; of these, `held_out` counts at the top alone.
+    """
 
     source: str
     name: str | None = None
@@ -31,6 +34,7 @@ class CorpusConfig:
     distributions: list[str] | None = None
     max_rows: int | None = None
     held_out: int = 0
+    also: list[CorpusConfig] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,25 @@ class CodeSearchConfig:
 
 
 @dataclass(frozen=True)
+class RetrievalConfig:
+    """A folder of retrieval sets, and which of them are scored; None for all that have a test."""
+
+    folder: str
+    tasks: list[str] | None = None
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured: STS, from a source of `gcbs_st.evaluation.sts_tasks`, or code search in its place."""
+    """What is measured: STS, from a source of `gcbs_st.evaluation.sts_tasks`, or code search in its place.
+
+    `retrieval` is scored beside STS. `dev` says what settings, checkpoints and times to a score go by: `sts`, its dev
+    part, or `heldout`, the MRR of the pairs that `corpus.held_out` keeps back; code search has a dev part of its own.
+    """
 
     sts: str = "package"
+    retrieval: RetrievalConfig | None = None
     code_search: CodeSearchConfig | None = None
+    dev: str = "sts"
     splits: list[str] = field(default_factory=lambda: ["dev", "test"])
     batch_size: int = 128
 
@@ -262,6 +280,8 @@ def _convert(expected: Any, value: Any, path: str) -> Any:
         kind = get_origin(option) or option
         if kind is dict and isinstance(value, dict) and is_dataclass(item := get_args(option)[1]):
             return {name: build(item, content, _join(path, name)) for name, content in value.items()}  # type: ignore
+        if kind is list and isinstance(value, list) and is_dataclass(item := get_args(option)[0]):
+            return [build(item, content, f"{path}[{number}]") for number, content in enumerate(value)]  # type: ignore
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         # True is an int to Python, but not to somebody who wrote `layers: true`.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset, Value
+from datasets import Dataset, Value, concatenate_datasets
 
 from gcbs_st.corpora.sources import FROM_PACKAGES, MIN_ROWS, read_source
 from gcbs_st.rows.training_set import require_map_style
@@ -36,11 +36,13 @@ def load_corpus(  # noqa: PLR0913 -- one argument for each key of a config's cor
 
     Args:
         source: a file (jsonl, json, csv, tsv, txt: also with .gz; parquet), a folder saved by `save_to_disk`, the
-            word `docstrings` or `code`, or a data set on the hub. `~` and environment variables are expanded.
+            word `docstrings` or `code`, a retrieval set `FOLDER/NAME` (files NAME.queries.jsonl, NAME.corpus.jsonl and
+            NAME.qrels.jsonl; anchor, positive and query_id), or a data set on the hub. `~` and environment variables
+            are expanded.
         columns: the text columns in the order anchor, positive, negatives. One column means unsupervised training,
             where anchor and positive are the same text. A list of strings, as of tokens, is joined with blanks. None
             takes the columns called `anchor`, `positive` and `negative...`, or else the only text column.
-        split: of a hub data set, a saved `DatasetDict` or `code`; files have no splits.
+        split: of a hub data set, a saved `DatasetDict`, a retrieval set or `code`; files have no splits.
         name: configuration of a hub data set.
         data_files: which file of a hub data set is read, where it holds several of different kinds.
         group: a column that says which rows mean the same; kept under the name `group`.
@@ -71,6 +73,24 @@ def load_corpus(  # noqa: PLR0913 -- one argument for each key of a config's cor
             "check the file, the split and the columns"
         )
     return dataset
+
+
+def join_corpora(parts: Sequence[Dataset]) -> Dataset:
+    """Returns the rows of several corpora, one after the other; raises a ValueError if their columns differ.
+
+    Equal groups of two corpora stay two groups.
+    """
+    names = [part.column_names for part in parts]
+    if any(set(other) != set(names[0]) for other in names):
+        raise ValueError(
+            f"got corpora with the columns {names}, expected the same of each: choose them with `columns`"
+        )
+    if "group" in names[0]:
+        parts = [
+            part.remove_columns("group").add_column("group", [f"{number} {value}" for value in part["group"]])
+            for number, part in enumerate(parts)
+        ]
+    return concatenate_datasets([part.select_columns(parts[0].column_names) for part in parts])
 
 
 def split_held_out(dataset: Dataset, rows: int, seed: int = 0) -> tuple[Dataset, Dataset]:

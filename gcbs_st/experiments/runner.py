@@ -49,7 +49,7 @@ def run_all(runs: Sequence[Run], runner: Runner, report: Callable[[str], None]) 
         words.append(
             ", ".join(
                 f"{name} {record.scores[name]:.2f}"
-                for name in (runner.scoring.dev_metric, "avg", "code-test_mrr")
+                for name in (runner.scoring.dev_metric, "avg", "retrieval_avg", "code-test_mrr")
                 if name in record.scores
             )
         )
@@ -142,6 +142,7 @@ class Runner:
             seconds_dev=round(curve.seconds_scoring, 2),
             rows_without_mined_negative=mined.filled if mined else None,
             dev_steps=self.dev_steps,
+            dev_metric=self.scoring.dev_metric,
             dev_curve=[[step, round(at + mining, 2), value] for step, at, value in curve.points],
             plan_log=plan_log(history),
         )

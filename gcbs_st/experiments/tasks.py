@@ -1,12 +1,13 @@
 """What an experiment measures: a configuration in, tasks and how they are scored out.
 
-Two kinds, STS and code search, that training, comparisons and reports treat alike: tasks by name, one of which is
-for choosing (the dev task), and one score of that which is chosen by.
+STS, retrieval and code search, which training, comparisons and reports treat alike: tasks by name, one of which is for
+choosing (the dev task), and one score of that which is chosen by.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +24,13 @@ from gcbs_st.evaluation.code_search import (
     task_of_pairs,
 )
 from gcbs_st.evaluation.evaluator import ScoreEvaluator
+from gcbs_st.evaluation.retrieval import evaluate_retrieval
+from gcbs_st.evaluation.retrieval_tasks import RetrievalTask, load_retrieval_tasks
 from gcbs_st.evaluation.sts import StsEvaluator, evaluate_sts
 from gcbs_st.evaluation.sts_tasks import SPLITS, StsTask, load_sts_tasks
 
-Tasks = Mapping[str, StsTask | CodeSearchTask]
+Task = StsTask | RetrievalTask | CodeSearchTask
+Tasks = Mapping[str, Task]
 
 
 @dataclass(frozen=True)
@@ -44,24 +48,57 @@ class Scoring:
         return self.evaluate(model, {self.dev_task: task}, batch_size=batch_size)[self.dev_metric]
 
 
-STS = Scoring("STS", "STSBenchmark-dev", "STSBenchmark-dev", evaluate_sts, StsEvaluator)
-CODE_SEARCH = Scoring("code search", "code-dev", "code-dev_mrr", evaluate_code_search, CodeSearchEvaluator)
+def evaluate_tasks(model: SentenceTransformer, tasks: Tasks, *, batch_size: int = 128) -> dict[str, float]:
+    """Returns the scores x 100 of a model by name on tasks of any kind, those of one kind together.
+
+    `avg` is the mean of the STS tests and `retrieval_avg` that of the retrieval tests, where there are any.
+    """
+    scores: dict[str, float] = {}
+    for kind, evaluate in _EVALUATE:
+        if mine := {name: task for name, task in tasks.items() if isinstance(task, kind)}:
+            scores |= evaluate(model, mine, batch_size=batch_size)
+    return scores
+
+
+_EVALUATE: tuple[tuple[type, Callable[..., dict[str, float]]], ...] = (
+    (StsTask, evaluate_sts),
+    (RetrievalTask, evaluate_retrieval),
+    (CodeSearchTask, evaluate_code_search),
+)
+STS = Scoring("STS", "STSBenchmark-dev", "STSBenchmark-dev", evaluate_tasks, StsEvaluator)
+CODE_SEARCH = Scoring("code search", "code-dev", "code-dev_mrr", evaluate_tasks, CodeSearchEvaluator)
+HELD_OUT = Scoring(
+    "held-out pairs", "heldout", "heldout_mrr", evaluate_tasks, functools.partial(CodeSearchEvaluator, name="")
+)
 
 
 def scoring_of(config: EvaluationConfig) -> Scoring:
-    """Returns how an experiment's models are scored: code search where the configuration has it, STS otherwise."""
-    return STS if config.code_search is None else CODE_SEARCH
+    """Returns how an experiment's models are scored: by code search where the configuration has it, else by its `dev`.
+
+    Raises a ConfigError for a `dev` that there is not.
+    """
+    if config.code_search is not None:
+        return CODE_SEARCH
+    kinds = {"sts": STS, "heldout": HELD_OUT}
+    if config.dev not in kinds:
+        raise ConfigError(f"evaluation.dev: got {config.dev!r}, expected {' or '.join(kinds)}.")
+    return kinds[config.dev]
 
 
 def load_tasks(config: EvaluationConfig) -> Tasks:
     """Returns the tasks of an experiment by name, those of the splits that it asks for.
 
     Code search: `code-dev`, `code-test` and `CoSQA-dev`, the last two with the split test. STS: see `load_sts_tasks`.
-    Raises a ConfigError for an unknown split, or none that has a task.
+    Retrieval: the tests alone, with the split test. Raises a ConfigError for an unknown split, or none that has a task.
     """
-    code = config.code_search
+    code, retrieval = config.code_search, config.retrieval
     if code is None:
-        return load_sts_tasks(config.sts, splits=config.splits)
+        sts = load_sts_tasks(config.sts, splits=config.splits)
+        if retrieval is None or "test" not in config.splits:
+            return sts
+        return {**sts, **load_retrieval_tasks(retrieval.folder, names=retrieval.tasks)}
+    if retrieval is not None:
+        raise ConfigError("evaluation.retrieval: is scored beside STS, not beside code search; drop one of the two.")
     wanted = {"dev": code.dev, "test": code.test}
     if not set(config.splits) <= set(SPLITS) or not any(wanted.get(split) for split in config.splits):
         raise ConfigError(
@@ -82,6 +119,6 @@ def load_tasks(config: EvaluationConfig) -> Tasks:
 
 def _rows(corpus: CorpusConfig) -> Any:
     options = dataclasses.asdict(corpus)
-    if options.pop("held_out"):
-        raise ConfigError("evaluation.code_search: held_out is a key of corpus alone; drop it here.")
+    if options.pop("held_out") or options.pop("also"):
+        raise ConfigError("evaluation.code_search: held_out and also are keys of corpus alone; drop them here.")
     return load_corpus(**options)

@@ -142,8 +142,8 @@ def dev_evaluator(
 ) -> ScoreEvaluator | None:
     """Returns what scores the model during training, to choose the best checkpoint: the dev task, never a test.
 
-    Its metric is `eval_sts_STSBenchmark-dev_spearman` for STS and `eval_code_code-dev_mrr` for code search, for
-    `train.metric_for_best_model`. None where `train.eval_strategy` asks for no evaluation. Raises a ConfigError if the
+    Its metric is `eval_sts_STSBenchmark-dev_spearman` for STS, `eval_heldout_mrr` for held-out pairs and
+    `eval_code_code-dev_mrr` for code search, for `train.metric_for_best_model`. None where `train.eval_strategy` asks for no evaluation. Raises a ConfigError if the
     dev task is not among the tasks.
     """
     if args.eval_strategy == "no":

@@ -206,7 +206,11 @@ def _log_of_record(file: Path, record: Mapping[str, Any]) -> list[Mapping[str, A
         raise ValueError(f"{file} is damaged: dev_curve is not a list of step, seconds and score")
     if not isinstance(plans, list) or not all(isinstance(plan, dict) for plan in plans):
         raise ValueError(f"{file} is damaged: plan_log is not a list of plans")
-    task = "code_code-dev_mrr" if "code-dev_mrr" in record else "sts_STSBenchmark-dev_spearman"
+    # Records of earlier versions do not say what their curve is of.
+    metric = record.get("dev_metric") or ("code-dev_mrr" if "code-dev_mrr" in record else "STSBenchmark-dev")
+    task = {"code-dev_mrr": "code_code-dev_mrr", "STSBenchmark-dev": "sts_STSBenchmark-dev_spearman"}.get(
+        metric, metric
+    )
     scores = [{"step": step, f"eval_{task}": value} for step, _, value in curve]
     return scores + [{f"gcbs/{key}" if key != "step" else key: value for key, value in plan.items()} for plan in plans]
 

@@ -8,7 +8,8 @@ from typing import Any
 
 # What only the runs of a comparison have.
 _OF_COMPARISONS = (
-    "seconds_mining", "seconds_total", "seconds_dev", "rows_without_mined_negative", "dev_steps", "dev_curve", "plan_log"
+    "seconds_mining", "seconds_total", "seconds_dev", "rows_without_mined_negative", "dev_steps", "dev_metric", "dev_curve",
+    "plan_log",
 )  # fmt: skip
 
 
@@ -38,6 +39,7 @@ class RunResult:
     seconds_dev: float | None = None
     rows_without_mined_negative: int | None = None
     dev_steps: int | None = None  # steps between dev scores; None for a run that is not part of a comparison
+    dev_metric: str | None = None  # that the dev curve is of
     dev_curve: list[list[float]] | None = None  # [step, seconds, score] each
     plan_log: list[dict[str, float]] | None = None  # step and quality of each plan
 
@@ -62,5 +64,11 @@ class RunResult:
 
 
 def is_score(name: str) -> bool:
-    """Returns whether an entry of a run's record is a score: of an STS task, their mean, an MRR or a recall."""
-    return name.startswith(("STS", "SICK")) or name == "avg" or name.endswith("_mrr") or "_recall@" in name
+    """Returns whether an entry of a run's record is a score: of an STS task, a mean, an MRR, a recall or an nDCG."""
+    kinds = ("_mrr@", "_recall@", "_ndcg@")
+    return (
+        name.startswith(("STS", "SICK"))
+        or name in ("avg", "retrieval_avg")
+        or name.endswith("_mrr")
+        or any(kind in name for kind in kinds)
+    )

@@ -16,6 +16,7 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("code-test_recall@1", "recall@1", "{:.2f}"),
     ("code-test_recall@10", "recall@10", "{:.2f}"),
     ("CoSQA-dev_mrr", "CoSQA MRR", "{:.2f}"),
+    ("retrieval_avg", "retrieval mean nDCG@10", "{:.2f}"),
     ("heldout_mrr", "held-out MRR", "{:.2f}"),
     ("train_loss", "training loss", "{:.3f}"),
     ("gap_closed", "gap closed", "{:.3f}"),
@@ -116,7 +117,7 @@ def comparison_tables(summary: Mapping[str, Any], reference: str, dev: str = "ST
     """Returns the Markdown tables of a comparison: differences to the reference, mean scores, and times."""
     names = list(summary[reference]["scores"])
     titles = {key: title for key, title, _ in _COLUMNS}
-    order = sorted(names, key=lambda name: {"avg": 0, dev: 1}.get(name, 2))
+    order = sorted(names, key=lambda name: {"avg": 0, "retrieval_avg": 0, dev: 1}.get(name, 2))
     header = ["arm", *[titles.get(name, name) for name in order]]
     scores = [[arm, *[f"{entry['scores'][name]['mean']:.2f}" for name in order]] for arm, entry in summary.items()]
     differences = [

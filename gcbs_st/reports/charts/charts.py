@@ -33,8 +33,10 @@ _PLAN_CHARTS: tuple[tuple[str, str, dict[str, str]], ...] = (
 )
 LOSS_TITLE, SCORE_TITLE = "Training loss", "Scores during training"
 _UNITS = {title: unit for title, unit, _ in _PLAN_CHARTS} | {LOSS_TITLE: "loss", SCORE_TITLE: "score x 100"}
-# STS and code search as this package logs them; `..._spearman_cosine` is the host's own, in [-1, 1].
-_SCORE_KEY = re.compile(r"eval_(?:(?:sts|code)_)?(?P<task>.+?)?_?(?P<kind>spearman(?P<fraction>_cosine)?|mrr)")
+# STS, retrieval and code search as this package logs them; `..._spearman_cosine` is the host's own, in [-1, 1].
+_SCORE_KEY = re.compile(
+    r"eval_(?:(?:sts|retrieval|code)_)?(?P<task>.+?)?_?(?P<kind>spearman(?P<fraction>_cosine)?|mrr|ndcg@10)"
+)
 
 
 def run_charts(log_history: Sequence[Entry], steps: int | None = None) -> dict[str, bytes]:

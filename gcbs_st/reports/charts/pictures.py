@@ -20,6 +20,8 @@ _PLAN_TITLES = {
 }
 _SCORE_TITLES = {
     "avg": "mean of the STS tests",
+    "retrieval_avg": "mean nDCG@10 of the retrieval tests",
+    "heldout_mrr": "held-out pairs, MRR",
     "STSBenchmark": "STS-B test",
     "STSBenchmark-dev": "STS-B dev",
     "code-dev_mrr": "code search dev, MRR",
