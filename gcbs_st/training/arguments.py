@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Union
 
-import numpy as np
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
@@ -18,6 +17,8 @@ from sentence_transformers.base.training_args import BaseTrainingArguments
 
 from gcbs_st.planners import Planner, make_planner
 from gcbs_st.planners.base import abilities_of
+from gcbs_st.training.hardness import EXPECTED as EXPECTED_HARDNESS
+from gcbs_st.training.hardness import HardnessSchedule
 from gcbs_st.training.rule import AUTO
 
 logger = logging.getLogger(__name__)
@@ -43,15 +44,12 @@ _EXPECTED_VIEW = (
     "model, initial, auto, a reference model (name, folder or object), or a list of two views, such as "
     '["initial", "NAME"]'
 )
-_EXPECTED_HARDNESS = (
-    "a number from 0 to 1, or a list of pairs [share of the run, hardness], both from 0 to 1, with rising shares"
-)
 # Fields that a command line gives as JSON, and what is expected of it.
 FIELDS_IN_JSON = {
     "planner_options": "a JSON object",
     "planner_columns": _EXPECTED_COLUMNS,
     "planner_view": _EXPECTED_VIEW,
-    "planner_hardness": _EXPECTED_HARDNESS,
+    "planner_hardness": EXPECTED_HARDNESS,
 }
 _NO_DUPLICATES = ("NO_DUPLICATES", "NO_DUPLICATES_HASHED")
 _NUMBERS = (
@@ -309,43 +307,18 @@ class PlanningArguments(_Host):
 
     def _check_hardness(self) -> None:
         given: Any = self.planner_hardness
-        if given is None:
-            return
-        try:
-            points = np.array(given if isinstance(given, (list, tuple)) else [[0.0, given]], np.float64)
-        except (TypeError, ValueError):
-            points = np.zeros(0)
-        shaped = (
-            points.ndim == 2 and points.shape[1:] == (2,) and len(points) > 0 and not isinstance(given, (bool, str))
-        )
-        if not shaped or not ((points >= 0) & (points <= 1)).all() or (np.diff(points[:, 0]) < 0).any():
-            raise ValueError(f"planner_hardness: got {given!r}, expected {_EXPECTED_HARDNESS}.")
-        if self.cluster_schedule != "constant" or (abilities_of(self.make_planner()).clusters_per_batch or 1) > 1:
+        HardnessSchedule.from_field(given)
+        clusters = abilities_of(self.make_planner()).clusters_per_batch or 1
+        if given is not None and (self.cluster_schedule != "constant" or clusters > 1):
             raise ValueError(
                 f"planner_hardness: got {given!r} together with clusters_per_batch or cluster_schedule, which say the "
                 "same in other words. Leave one of the two out."
             )
 
     @property
-    def hardness_points(self) -> list[tuple[float, float]]:
-        """The schedule of hardness, pairs of share of the run and hardness; one of hardness 1 where none is given."""
-        given: Any = 1.0 if self.planner_hardness is None else self.planner_hardness
-        return [(float(s), float(h)) for s, h in given] if isinstance(given, (list, tuple)) else [(0.0, float(given))]
-
-    def hardness_at(self, step: int, max_steps: int) -> float:
-        """Returns how hard batches are to be that are drawn from an optimizer step on, 0 to 1; 1 where nothing says."""
-        points, share = self.hardness_points, step / max(1, max_steps)
-        # Of two points of one share the later one is in force from there on. A plan is made at the first whole step
-        # behind a point, which is up to a step late.
-        behind = [i for i, (at, _) in enumerate(points) if at <= share + 1e-9]
-        if not behind or behind[-1] == len(points) - 1:
-            return points[behind[-1] if behind else 0][1]
-        (start, first), (stop, last) = points[behind[-1]], points[behind[-1] + 1]
-        return first + (last - first) * max(0.0, share - start) / (stop - start)
-
-    def hardness_steps(self, max_steps: int) -> set[int]:
-        """Returns the optimizer steps at which the schedule of hardness wants a plan."""
-        return {math.ceil(share * max_steps - 1e-9) for share, _ in self.hardness_points if 0 < share < 1}
+    def hardness(self) -> HardnessSchedule:
+        """How hard batches are over the run."""
+        return HardnessSchedule.from_field(self.planner_hardness)
 
     def _check_planner(self) -> None:
         planner = self.make_planner()

@@ -65,7 +65,7 @@ class ReplanCallback(TrainerCallback):
         step = state.global_step
         warmed_up = step == args.planner_warmup_steps
         interval = self.interval(args.replan_steps)
-        scheduled = step in args.hardness_steps(state.max_steps)
+        scheduled = step in args.hardness.steps(state.max_steps)
         every = bool(interval) and (step - self._first_step) % interval == 0
         due = self._plans(args, state) and (warmed_up or scheduled or every)
         cools = step == args.cooldown_start(state.max_steps) and step > args.planner_warmup_steps

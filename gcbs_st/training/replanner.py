@@ -133,7 +133,7 @@ class Replanner:
     def _cluster_size(self, size: int) -> int:
         """The rows of a plan that stay together in a batch of `size` which is drawn from now on."""
         state = self.trainer.state
-        return rows_per_cluster(self.trainer.args.hardness_at(state.global_step, state.max_steps), size)
+        return rows_per_cluster(self.trainer.args.hardness.at(state.global_step, state.max_steps), size)
 
     def _only_redeals(self, sampler: PlannedBatchSampler, cluster_size: int, once: bool) -> bool:
         """Whether a plan would find what the one in force found: nothing has changed but which rows are left."""

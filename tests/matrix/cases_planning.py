@@ -122,14 +122,14 @@ def by_a_reference(run: Run) -> None:
 def of_clusters(run: Run) -> None:
     """Batches are softer than the planner's own, and harder than random ones."""
     if run.trainer.is_world_process_zero():
-        hard, closed = run.trainer.args.hardness_points, run.logged("gcbs/closed")
+        hard, closed = run.trainer.args.hardness.points, run.logged("gcbs/closed")
         assert all(value < 0.6 for value in closed) and max(closed) > 0, (hard, closed)
 
 
 def risen(run: Run) -> None:
     """There was no plan before the schedule's second point, and one at each point behind it."""
     steps = [plan["step"] for plan in run.plans]
-    points = sorted(run.trainer.args.hardness_steps(run.trainer.state.max_steps))
+    points = sorted(run.trainer.args.hardness.steps(run.trainer.state.max_steps))
     assert min(steps) >= points[0] and set(points) <= set(steps), (points, steps)
 
 

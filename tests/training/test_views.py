@@ -305,11 +305,11 @@ def test_what_cannot_be_is_refused(tmp_path, given, message):
 def test_a_command_line_gives_json(tmp_path):
     """Numbers, pairs and names as texts."""
     args = GCBSTrainingArguments(str(tmp_path), planner="best", planner_hardness="[[0, 0.5], [1, 1]]")
-    assert [(0.0, 0.5), (1.0, 1.0)] == args.hardness_points
+    assert ((0.0, 0.5), (1.0, 1.0)) == args.hardness.points
     args = GCBSTrainingArguments(
         str(tmp_path), planner="best", planner_hardness="0.5", planner_view='["initial", "x/y"]'
     )
-    assert [(0.0, 0.5)] == args.hardness_points and ["initial", "x/y"] == args.views
+    assert ((0.0, 0.5),) == args.hardness.points and ["initial", "x/y"] == args.views
     assert ["some/model"] == GCBSTrainingArguments(str(tmp_path), planner_view="some/model").views
 
 
