@@ -20,7 +20,7 @@ from accelerate.utils import broadcast, broadcast_object_list, gather, gather_ob
 
 Value = TypeVar("Value")
 
-# All ranks receive what is gathered and all but one drop it: so many rows at a time.
+# All ranks receive what is gathered and all but one drop it: this many rows at a time.
 _GATHERED_ROWS = 8192
 
 

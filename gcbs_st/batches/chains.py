@@ -16,7 +16,7 @@ from gcbs_st.batches.seating import Holdings, State, Table, clashes, draw_below,
 
 # Pairs of batches that are tried for a row, how many of them are near, and rounds over all rows that meet another.
 _TRIALS, _NEAR_TRIALS, _ROUNDS = 64, 16, 12
-# Trials end after about so many steps, a second; and what a trial takes per row of a batch, as measured.
+# Trials end after about this many steps, a second; and what a trial takes per row of a batch, as measured.
 _MOST_STEPS, _STEPS_PER_ROW = 400_000_000, 200
 
 

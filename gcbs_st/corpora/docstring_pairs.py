@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 
 SUMMARY_WORDS = (3, 40)
 PARAGRAPH_WORDS = (6, 100)
-WORDS_WITHOUT = 7  # so many words of English prose hold a function word
+WORDS_WITHOUT = 7  # this many words of English prose hold a function word
 PLAIN_WORDS = 0.75  # least share of words as in a dictionary: the others are names of arguments, numbers, formulas
 ASCII_SHARE = 0.97  # English has few other characters
 SHORTEST = 60  # characters; a shorter docstring has not enough words for a pair

@@ -22,7 +22,7 @@ from gcbs_st.embeddings.views import View, sentence_embedding
 logger = logging.getLogger(__name__)
 
 _CODES_KEY = "gcbs_codes"
-# Embeddings are fetched from the device after so many batches: fetching waits for the device.
+# Embeddings are fetched from the device after this many batches: fetching waits for the device.
 _PENDING_BATCHES = 8
 
 

@@ -133,12 +133,12 @@ def loss_with_guide(config: LossConfig, model: SentenceTransformer) -> torch.nn.
 
 
 class DevCurve(TrainerCallback):
-    """Scores the dev task every so many steps, on a clock that stands still meanwhile.
+    """Scores the dev task every `every` steps, on a clock that stands still meanwhile.
 
     Args:
         task: what the model is scored on, of the kind that `scoring` scores.
         every: steps; 0 for at the end only.
-        batch_size: texts a forward pass.
+        batch_size: texts per forward pass.
         scoring: how it is scored.
     """
 

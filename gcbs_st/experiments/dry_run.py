@@ -103,7 +103,7 @@ def _small_batches(config: ExperimentConfig) -> ExperimentConfig:
     runs = {}
     for name, run in config.runs.items():
         merged = {**config.train, **run}
-        # A batch of so many clusters has at least as many rows.
+        # A batch of that many clusters has at least as many rows.
         clusters = (merged.get("planner_options") or {}).get("clusters_per_batch", 1)
         batch = min(merged.get("per_device_train_batch_size", 8), max(_BATCH, clusters))
         runs[name] = {**run, "per_device_train_batch_size": batch}

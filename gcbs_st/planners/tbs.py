@@ -44,7 +44,7 @@ class TailBatchPlanner(BasePlanner):
     Attributes:
         quantile: in (0, 1), the share of each row's products below its tail; 0.999 as in GCBS (this version's own
             value was not found).
-        neighbors: if given, the tail has so many negatives per row, whatever n.
+        neighbors: if given, the tail has this many negatives per row, whatever n.
         refine: swap rows for the sake of the worst. Without it the plan does not depend on the scale.
         scale: 1 / temperature of the loss, above 0; None for that of the loss in training, and 20 outside of it.
         threads: at work at once, 0 for one per core; the plan does not depend on it.

@@ -99,8 +99,8 @@ class PlanningArguments(_Host):
             out. A single name puts rows together whose texts of that column are alike, embeds no other, and what
             is logged of plans is of these texts. None for the first two text columns. The loss sees all columns in
             any case.
-        replan_steps: when plans are made besides each epoch's start. 0: then only; 1 or more: also every
-            so many optimizer steps, over the rows not yet drawn; between 0 and 1: that share of an epoch's steps.
+        replan_steps: when plans are made besides each epoch's start. 0: then only; N, 1 or more: also every N optimizer
+            steps, over the rows not yet drawn; between 0 and 1: that share of an epoch's steps.
         planner_warmup_steps: optimizer steps with random batches before the first plan.
         planner_cooldown_steps: optimizer steps with random batches at the end of the run; between 0 and 1: that share
             of the run. What planned batches hold in common tells none of their rows apart and loses weight; random
@@ -108,13 +108,13 @@ class PlanningArguments(_Host):
         embedding_batch_size: texts per forward pass when the rows are embedded; None for 128, or fewer where the
             model takes texts of more than 512 tokens.
         embedding_source: "encode": the rows to be planned are embedded before each plan, at about a third of an
-            epoch's time. "harvest": embeddings are taken from the training passes, next to free but up to an
+            epoch's time. "harvest": embeddings are taken from the training passes, at almost no cost and up to an
             epoch old; a row never seen yet keeps its place.
         first_plan: what plans while no row was harvested yet. "random": nothing, batches stay random; "encode":
             one encoding pass, as of rows never seen later.
-        embedding_max_age: encode harvested rows that are older than so many optimizer steps, and rows that were
+        embedding_max_age: encode harvested rows that are older than this number of optimizer steps, and rows that were
             never seen, at every plan but the first. None for no row.
-        embedding_budget: encode at most so many of these rows per plan, the oldest first. None for all of them.
+        embedding_budget: encode at most this number of these rows per plan, the oldest first. None for all of them.
         embedding_dtype: of harvested rows, "float32" or "float16".
         embedding_storage: harvested rows are kept in "memory", or on "disk" in `output_dir`. Several processes
             on one node share files in any case.
@@ -125,7 +125,7 @@ class PlanningArguments(_Host):
             `clusters_per_batch` (NGAME, arXiv 2207.04452, doubles its cluster size on such a schedule).
         planner_view: by whose embeddings rows are alike. "model": those of the model as it is when a plan is due;
             "initial": those of the model as training found it; or a reference model, its name, folder or the object.
-            Those of the last two are made once, kept on disk for later runs, and every further plan is next to free.
+            Those of the last two are made once, kept on disk for later runs, and every further plan costs almost nothing.
             Two of these, as a list or JSON, put rows together that are alike in the first and not in the second; for
             planners that plan on products of anchors and positives, all of ours but `bisect`. "auto": the view that our
             study supports for model and rows, see `gcbs_st.training.rule`; logged as what it stands for.
@@ -167,7 +167,7 @@ class PlanningArguments(_Host):
     replan_steps: float = field(
         default=0.0,
         metadata={
-            "help": "0: plan at each epoch's start only; >= 1: also every so many steps; in (0, 1): share of an epoch."
+            "help": "0: plan at each epoch's start only; >= 1: also every N steps; in (0, 1): share of an epoch."
         },
     )
     planner_warmup_steps: int = field(default=0, metadata={"help": "Optimizer steps with random batches first."})
@@ -185,10 +185,10 @@ class PlanningArguments(_Host):
         default="random", metadata={"help": "What plans before any row was harvested: encode or random."}
     )
     embedding_max_age: Union[int, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
-        default=None, metadata={"help": "Encode harvested rows that are older than so many steps; default: none."}
+        default=None, metadata={"help": "Encode harvested rows that are older than N steps; default: none."}
     )
     embedding_budget: Union[int, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
-        default=None, metadata={"help": "Encode at most so many old rows per plan, the oldest first; default: all."}
+        default=None, metadata={"help": "Encode at most N old rows per plan, the oldest first; default: all."}
     )
     embedding_dtype: str = field(default="float32", metadata={"help": "Of harvested rows: float32 or float16."})
     embedding_storage: str = field(

@@ -1,4 +1,4 @@
-"""The callback that says when to plan: at each epoch's start, and in mid-epoch every so many steps.
+"""The callback that says when to plan: at each epoch's start, and every `replan_steps` steps within an epoch.
 
 Planning in `on_step_end` and not elsewhere is what makes a checkpoint whole: that event comes before
 evaluation and saving, so the checkpoint of a step holds the plan that the following steps draw from.

@@ -65,7 +65,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--margin", type=float, help="plan and judge as for a loss with this guard")
     parser.add_argument(
-        "--rows", action="append", type=int, metavar="N", help="plan so many rows, drawn again with noise where needed"
+        "--rows", action="append", type=int, metavar="N", help="plan N rows, drawn again with noise where needed"
     )
     parser.add_argument("--batch-size", action="append", type=int, metavar="B", help="may be repeated (default: 64)")
     parser.add_argument("--runs", type=int, default=3, help="of each, with seeds 0, 1, ... (default: %(default)s)")

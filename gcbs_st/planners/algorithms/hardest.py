@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from gcbs_st.planners.base import count_threads
 
-# The products are made in tiles of so many anchors and positives: memory does not grow with n, and the
+# The products are made in tiles of this many anchors and positives: memory does not grow with n, and the
 # tiles, hence every rounding, are the same whatever the number of threads.
 _TILE_ROWS, _TILE_COLUMNS = 256, 8192
 

@@ -18,7 +18,7 @@ from numba import njit
 from gcbs_st.planners.algorithms.graph import Affinity
 from gcbs_st.planners.base import count_threads
 
-# Batches are dealt anew into so many groups each round, and rows swap within a group only, so that the groups can
+# Batches are dealt anew into this many groups each round, and rows swap within a group only, so that the groups can
 # run side by side. A fixed number, because the result must not depend on the number of threads.
 GROUPS = 4
 _ROUNDS = 48
