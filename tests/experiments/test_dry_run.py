@@ -63,13 +63,15 @@ def test_every_configuration_runs_dry(config, dry_run, tmp_path):
     taken = {row[0]: row for row in rows_of(out.split("The full run needs:")[0])}
     steps = taken["batches"].index("steps")
     assert {name: "2" for name in runs} == {name: taken[name][steps] for name in runs}
-    needed = re.findall(r"^- (model|training rows|STS tasks|code search \w+) .+: .+$", out, flags=re.MULTILINE)
-    code = load_config(config).evaluation.code_search
-    parts = {"STS tasks": True}
+    needed = re.findall(r"^- (model|training rows|STS tasks|retrieval tasks|code search \w+) .+: .+$", out, flags=re.MULTILINE)
+    loaded = load_config(config)
+    code = loaded.evaluation.code_search
+    parts = {"STS tasks": True, "retrieval tasks": loaded.evaluation.retrieval is not None}
     if code is not None:
         named = {"dev": code.dev, "test": code.test, "functions": code.functions, "CoSQA": code.cosqa}
         parts = {f"code search {name}": part for name, part in named.items()}
-    assert ["model", "training rows", *(name for name, part in parts.items() if part)] == needed
+    sources = ["training rows"] * (1 + len(loaded.corpus.also))
+    assert ["model", *sources, *(name for name, part in parts.items() if part)] == needed
     assert "Cost of the full run" in out
     assert [] == list(tmp_path.iterdir())
 
