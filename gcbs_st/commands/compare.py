@@ -16,7 +16,7 @@ from gcbs_st.commands.shell import add_config_options, make_parser, quieten, run
 
 EXAMPLE = """
 {program} --config sts_static_multi30k \\
-    --planners random,gcbs,bisect_guard --seeds 8 --out runs/compare_static
+    --planners random,bisect_guard,gcbs@2 --seeds 8 --out runs/compare_static
 {program} --config sts_static_multi30k --select \\
     --planners random,bisect --sweep train.learning_rate=1e-3,2e-3 --seeds 2 --out runs/select_static
 """
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st compare")
     parser = make_parser(program, __doc__, EXAMPLE)
     add = parser.add_argument
     add_config_options(parser)
-    add("--planners", required=True, help="arms: names of `arms` or `runs` of the config, or planners")
+    add("--planners", required=True, help="arms: names of `arms` or `runs`, or planners; ARM@N: N seeds")
     add("--seeds", default="8", help="how many, 1..K, or a list such as 3,5,8 (one seed: 3,)")
     add("--out", required=True, metavar="DIR", help="folder of the comparison")
     add("--reference", default="random", help="the arm that the others are compared with")
@@ -46,16 +46,18 @@ def _compare(arguments: argparse.Namespace, typed: str) -> None:
     import transformers
 
     from gcbs_st.config import load_config
-    from gcbs_st.experiments.comparison import Options, compare, parse_seeds, select
+    from gcbs_st.experiments.comparison import Options, compare, parse_arms, parse_seeds, select
     from gcbs_st.records.tables import comparison_report
     from gcbs_st.reports.charts.pictures import draw_comparison
 
     if not arguments.verbose:
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
+    arms, fewer = parse_arms(arguments.planners)
     options = Options(
         out=Path(arguments.out),
-        arms=tuple(arguments.planners.split(",")),
+        arms=arms,
+        fewer=fewer,
         seeds=parse_seeds(arguments.seeds),
         reference=arguments.reference,
         dev_steps=arguments.dev_steps,

@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,12 @@ def plan_runs(
     seeds: Sequence[int],
     out: Path,
     settings: Sequence[tuple[str, ...]] = ((),),
+    fewer: Mapping[str, int] | None = None,
 ) -> list[Run]:
     """Returns a run for each seed, setting and arm, all arms of a seed before the next seed.
 
     The runs of one seed differ in nothing but arm and setting, which are overrides such as `train.learning_rate=0.001`
-    that win over what an arm says. Raises a ConfigError for an unknown arm, a field that it cannot have, a repeated
+    that win over what an arm says. An arm of `fewer` has only that many of the seeds, the first. Raises a ConfigError for an unknown arm, a field that it cannot have, a repeated
     arm or seed, or none.
     """
     for what, values in (("arms", arms), ("seeds", seeds)):
@@ -75,6 +76,8 @@ def plan_runs(
     runs = []
     for seed, setting, name in itertools.product(seeds, settings, arms):
         arm = find_arm(config, name)
+        if seed not in seeds[: (fewer or {}).get(name, len(seeds))]:
+            continue
         resolved = dataclasses.replace(
             config,
             output=str(out.joinpath(name, *([",".join(setting).replace("/", "_")] if setting else []))),

@@ -33,6 +33,7 @@ class Options:
     out: Path  # folder of the comparison
     arms: tuple[str, ...]  # their names
     seeds: tuple[int, ...]  # a run each for each arm
+    fewer: Mapping[str, int] = dataclasses.field(default_factory=dict)  # arm -> how many of the first seeds it has
     reference: str = "random"  # the arm that the others are compared with
     dev_steps: int = 100  # steps between dev scores; 0 for at the end only
     save_models: bool = False  # keep each run's model
@@ -56,10 +57,23 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
+def parse_arms(text: str) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Returns the arms of a text, and how many seeds those have that say so. Raises a ConfigError for another number.
+
+    >>> parse_arms("random,bisect,gcbs@2")
+    (('random', 'bisect', 'gcbs'), {'gcbs': 2})
+    """
+    parts = [part.strip().partition("@") for part in text.split(",")]
+    for name, sign, count in parts:
+        if sign and not (count.isdigit() and int(count)):
+            raise ConfigError(f"--planners: got {name}@{count}, expected ARM, or ARM@N for N of the seeds.")
+    return tuple(name for name, _, _ in parts), {name: int(count) for name, sign, count in parts if sign}
+
+
 def compare(config: ExperimentConfig, options: Options, tell: Tell) -> Content:
     """Returns a comparison, after running what is not finished.
 
-    `comparison.json` and `comparison.md` are written after each seed that all arms have finished; `tell` is given one
+    `comparison.json` and `comparison.md` are written after each seed that its arms have finished; `tell` is given one
     line per finished run. Raises a ConfigError for an arm, a field or a reference that cannot be.
     """
     if options.reference not in options.arms:
@@ -67,16 +81,22 @@ def compare(config: ExperimentConfig, options: Options, tell: Tell) -> Content:
             f"--reference: got {options.reference!r}, expected one of the arms, {', '.join(options.arms)}. "
             "Add it to --planners, or name another."
         )
-    runs = plan_runs(config, options.arms, options.seeds, options.out)
+    if options.reference in options.fewer:
+        raise ConfigError(
+            f"--planners: {options.reference} is what the others are compared with, on all seeds: drop @N."
+        )
+    runs = plan_runs(config, options.arms, options.seeds, options.out, fewer=options.fewer)
     runner = Runner(config, dev_steps=options.dev_steps, save_models=options.save_models)
     set_seed(options.seeds[0])  # a new head of the model is drawn at random
     before = score(initial_model(config), config, runner.data)
     records: dict[str, dict[int, RunResult]] = {arm: {} for arm in options.arms}
     content: Content = {}
+    last_of = {run.seed: run.arm for run in runs}
     for run, record in run_all(runs, runner, tell):
         records[run.arm][run.seed] = record
-        if run.arm == options.arms[-1]:  # the last arm of a seed
-            if len(steps := {records[arm][run.seed].steps for arm in options.arms}) > 1:
+        if run.arm == last_of[run.seed]:
+            steps = {of_arm[run.seed].steps for of_arm in records.values() if run.seed in of_arm}
+            if len(steps) > 1:
                 tell(f"warning: the arms of seed {run.seed} took {sorted(steps)} steps, not as many each.")
             content = _write_comparison(config, options, records, before)
     return content
@@ -143,7 +163,7 @@ def select(config: ExperimentConfig, options: Options, sweeps: Sequence[str], te
     Test tasks are not even read. `selection.json` holds the same. Raises a ConfigError for an arm, a field or a sweep
     that cannot be.
     """
-    runs = plan_runs(config, options.arms, options.seeds, options.out, settings_of(sweeps))
+    runs = plan_runs(config, options.arms, options.seeds, options.out, settings_of(sweeps), options.fewer)
     runner = Runner(config, dev_steps=options.dev_steps, dev_only=True, save_models=options.save_models)
     dev = runner.scoring.dev_metric
     scores: dict[str, dict[str, list[float]]] = {arm: {} for arm in options.arms}

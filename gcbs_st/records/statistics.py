@@ -61,22 +61,23 @@ def summarise(records: Mapping[str, Mapping[int, RunResult]], reference: str, ta
 
     By arm: `scores` (name -> `mean`, `values`, and `difference`, see `paired_difference`), `seconds` and `steps` of
     the runs, `seconds_ratio` to the reference, `gap_closed`, and `time_to_score`: when the runs' `dev_curve` reaches
-    the `target` score that the reference of their seed ends with. Raises a ValueError if the reference is not among
-    the arms, or an arm lacks a seed.
+    the `target` score that the reference of their seed ends with. An arm may have fewer seeds than the reference; it
+    is compared over its own. Raises a ValueError if the reference is not among the arms, or an arm has a seed that the
+    reference has not.
     """
     if reference not in records:
         raise ValueError(f"reference: got {reference!r}, expected one of the arms {', '.join(records)}.")
-    seeds = list(records[reference])
     for arm, runs in records.items():
-        if set(runs) != set(seeds):
+        if not runs or not set(runs) <= set(records[reference]):
             raise ValueError(
-                f"arm {arm}: got the seeds {sorted(runs)}, expected those of {reference}, {sorted(seeds)}."
+                f"arm {arm}: got the seeds {sorted(runs)}, expected some of those of {reference}, "
+                f"{sorted(records[reference])}."
             )
-    base = [records[reference][seed] for seed in seeds]
-    names = [name for name in base[0].scores if is_score(name)]
+    names = [name for name in next(iter(records[reference].values())).scores if is_score(name)]
     summary = {}
-    for arm in records:
-        runs_of_arm = [records[arm][seed] for seed in seeds]
+    for arm, runs in records.items():
+        base = [records[reference][seed] for seed in runs]
+        runs_of_arm = list(runs.values())
         seconds = [run.seconds_total for run in runs_of_arm]
         summary[arm] = {
             "scores": {name: _compare(runs_of_arm, base, name, arm != reference) for name in names},

@@ -331,6 +331,26 @@ def test_one_seed_has_no_intervals_and_models_are_saved_on_demand(config, tmp_pa
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 
+def test_an_arm_may_have_fewer_seeds(compared, counted, tmp_path):
+    """The first ones; it is compared over those, and the others over all of theirs."""
+    pytest.importorskip("matplotlib", reason="the report extra")
+    from gcbs_st.reports.charts import pictures
+
+    config, options, whole = compared
+    shutil.copytree(options.out, tmp_path / "runs")
+    fewer = dataclasses.replace(
+        options, out=tmp_path / "runs", arms=("random", "gcbs", "twin"), fewer={"gcbs": 1}, seeds=(1, 2)
+    )
+    content = compare(config, fewer, lambda line: None)
+    assert [] == counted
+    scores = {arm: content["arms"][arm]["scores"]["avg"]["difference"] for arm in ("gcbs", "twin")}
+    assert {"gcbs": 1, "twin": 2} == {arm: difference["pairs"] for arm, difference in scores.items()}
+    expected = whole["runs"]["gcbs"]["1"]["avg"] - whole["runs"]["random"]["1"]["avg"]
+    assert pytest.approx(expected) == scores["gcbs"]["mean"]
+    assert ["1"] == list(content["runs"]["gcbs"])
+    assert pictures.draw_comparison(content, fewer.out)
+
+
 @pytest.mark.parametrize(("text", "seeds"), [("3", (1, 2, 3)), ("1", (1,)), ("3,5,8", (3, 5, 8)), ("7,", (7,))])
 def test_seeds_are_a_count_or_a_list(text, seeds):
     """A number alone counts."""
@@ -349,6 +369,8 @@ def test_settings_are_all_combinations():
     [
         (["--planners", "random,nonesuch"], r"arm: got 'nonesuch', expected an entry of arms \(twin, .*planner"),
         (["--planners", "gcbs,twin"], r"--reference: got 'random', expected one of the arms, gcbs, twin"),
+        (["--planners", "random@1,twin"], r"--planners: random is what the others are compared with.*drop @N"),
+        (["--planners", "random,twin@0"], r"--planners: got twin@0, expected ARM, or ARM@N"),
         (["--planners", "random,random"], r"arms: got \['random', 'random'\], expected one or more, each once"),
         (["--planners", "random", "--seeds", "two"], r"--seeds: got 'two', expected a count such as 8"),
         (["--planners", "random", "--seeds", "0"], r"--seeds: got '0'"),

@@ -63,7 +63,9 @@ def test_every_configuration_runs_dry(config, dry_run, tmp_path):
     taken = {row[0]: row for row in rows_of(out.split("The full run needs:")[0])}
     steps = taken["batches"].index("steps")
     assert {name: "2" for name in runs} == {name: taken[name][steps] for name in runs}
-    needed = re.findall(r"^- (model|training rows|STS tasks|retrieval tasks|code search \w+) .+: .+$", out, flags=re.MULTILINE)
+    needed = re.findall(
+        r"^- (model|training rows|STS tasks|retrieval tasks|code search \w+) .+: .+$", out, flags=re.MULTILINE
+    )
     loaded = load_config(config)
     code = loaded.evaluation.code_search
     parts = {"STS tasks": True, "retrieval tasks": loaded.evaluation.retrieval is not None}
