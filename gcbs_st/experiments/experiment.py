@@ -27,6 +27,7 @@ from gcbs_st.experiments.training_run import (
 )
 from gcbs_st.files import read_json, save_model, write_json, write_text
 from gcbs_st.models.static import meet_texts, remembered_tokens
+from gcbs_st.planners import name_of
 from gcbs_st.records.run_folder import CONFIG_FILE, LOG_FILE, MODEL_FOLDER, RESULTS_FILE
 from gcbs_st.records.run_result import RunResult
 from gcbs_st.training.arguments import GCBSTrainingArguments
@@ -72,7 +73,9 @@ def run(
 
     def keep_plans(trainer: Any) -> None:
         plans = folder / PLANS_FOLDER
-        trainer.add_callback(PlanHistory(plans, lambda: trainer.planned_samplers, args.planner, args.planner_options))
+        trainer.add_callback(
+            PlanHistory(plans, lambda: trainer.planned_samplers, name_of(trainer.planner), args.planner_options)
+        )
 
     trained = train_run(
         config,

@@ -19,7 +19,7 @@ from gcbs_st.planners import Planner, make_planner
 from gcbs_st.planners.base import abilities_of
 from gcbs_st.training.hardness import EXPECTED as EXPECTED_HARDNESS
 from gcbs_st.training.hardness import HardnessSchedule
-from gcbs_st.training.rule import AUTO
+from gcbs_st.training.rule import AUTO, PLANNER
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,8 @@ class PlanningArguments(_Host):
     planner. Batches are always full, `dataloader_drop_last` or not.
 
     Args:
-        planner: a name of `gcbs_st.planners.available()` or an object with a `plan` method.
+        planner: a name of `gcbs_st.planners.available()`, "auto" for the planner and view that our study supports for
+            model and rows (see `gcbs_st.training.rule`; what it stands for is logged), or an object with a `plan` method.
         planner_options: keyword arguments of the planner's constructor, as a dict or JSON.
         planner_columns: the two text columns that are planned on, anchors first, as a list or JSON; of several
             datasets for all of them, or a mapping of dataset name to such a list, in which a dataset may be left
@@ -129,6 +130,7 @@ class PlanningArguments(_Host):
             Two of these, as a list or JSON, put rows together that are alike in the first and not in the second; for
             planners that plan on products of anchors and positives, all of ours but `bisect`. "auto": the view that our
             study supports for model and rows, see `gcbs_st.training.rule`; logged as what it stands for.
+            None is "auto" with `planner="auto"`, and else "model".
         planner_hardness: how hard batches are, from 0, random ones, to 1, the planner's hardest. A batch of B rows is
             made of clusters of B ** hardness rows of a plan. A list of pairs, or JSON, [share of the run, hardness],
             is a schedule: hardness is interpolated between them, and a plan is made at each of them, besides those that
@@ -203,7 +205,7 @@ class PlanningArguments(_Host):
     )
     # Models are taken as well, as objects.
     planner_view: Union[str, None, list[str]] = field(  # noqa: UP007 - HfArgumentParser reads Union
-        default="model",
+        default=None,
         metadata={"help": "By whose embeddings rows are alike: model, initial, a reference model, or two as JSON."},
     )
     planner_hardness: Union[str, None, float, list[list[float]]] = field(  # noqa: UP007 - as above
@@ -284,7 +286,8 @@ class PlanningArguments(_Host):
     def views(self) -> list[Any]:
         """Whose embeddings are planned on, one or two: "model", "initial", or a reference, a name or a model."""
         given: Any = self.planner_view
-        return list(given) if isinstance(given, (list, tuple)) else ["model" if given is None else given]
+        default = AUTO if self.planner == AUTO else "model"
+        return list(given) if isinstance(given, (list, tuple)) else [default if given is None else given]
 
     def _check_views(self) -> None:
         views, reference = self.views, self.planner_reference
@@ -350,8 +353,14 @@ class PlanningArguments(_Host):
     def make_planner(self) -> Planner:
         """Returns the planner that the fields describe; the same object until they change."""
         options = self.planner_options if isinstance(self.planner_options, dict) else None
+        if self.planner == AUTO and options:
+            raise ValueError(
+                f"planner_options: got {options} with planner='auto', which chooses them itself. Name a planner, such as "
+                f"planner={PLANNER!r}, or leave them out."
+            )
         if self._made is None or self._made[0] != (self.planner, options):
-            vars(self)["_made"] = (self.planner, copy.deepcopy(options)), make_planner(self.planner, options)
+            name = PLANNER if self.planner == AUTO else self.planner
+            vars(self)["_made"] = (self.planner, copy.deepcopy(options)), make_planner(name, options)
         assert self._made is not None
         return self._made[1]
 

@@ -39,7 +39,7 @@ from gcbs_st.training.refusals import refuse_model
 from gcbs_st.training.replan_callback import ReplanCallback
 from gcbs_st.training.replanner import Replanner
 from gcbs_st.training.row_memory import RowMemory
-from gcbs_st.training.rule import AUTO, Setting, supported_setting
+from gcbs_st.training.rule import AUTO, PLANNER, Setting, supported_setting
 
 logger = logging.getLogger(__name__)
 
@@ -237,7 +237,7 @@ class PlannedTraining(PlannedLoading):
 
     @property
     def auto_setting(self) -> Setting | None:
-        """What `planner_view="auto"` stands for; None for any other view."""
+        """What the view "auto" stands for; None for any other view."""
         if self.args.views != [AUTO] or self.train_dataset is None:
             return None
         if self.args.embedding_source == "harvest":  # which has no other view
@@ -254,7 +254,9 @@ class PlannedTraining(PlannedLoading):
             self.check_clusters(name)
         losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
         if (setting := self.auto_setting) is not None and self.planned_samplers and self.is_world_process_zero():
-            logger.info("planner_view: auto stands for %s.", setting)
+            field = "planner" if self.args.planner == AUTO else "planner_view"
+            what = f"{PLANNER!r} with " if field == "planner" else ""
+            logger.info("%s: auto stands for %s%s.", field, what, setting)
         if self.planned_samplers or any(find_row_losses(loss) for loss in losses):
             self.row_memory.open(self._run_folder or Path(str(self.args.output_dir)))
 

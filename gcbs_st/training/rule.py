@@ -1,6 +1,6 @@
 """What the study of views, hardness and guards supports for a model and its rows (docs/which-batches-teach.md).
 
-`planner_view="auto"` stands for it. Four settings on one machine are little to draw a rule from: it says what lost
+`planner="auto"` stands for it, and `planner_view="auto"` for its view. Four settings on one machine are little to draw a rule from: it says what lost
 nowhere there and won in most of them, and no more.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 AUTO = "auto"
+PLANNER = "bisect"  # that "auto" stands for
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,7 @@ CASES = [
         check=aged_as_the_run,
     ),
     Case("the view that our study supports (`auto`)", arguments={"planner_view": "auto"}, check=closes),
+    Case("planner and view that our study supports (`auto`)", arguments={"planner": "auto"}, check=closes),
     Case(
         "the view of a reference model", arguments=lambda place: {"planner_view": saved_model(place)}, verify=False,
         check=closes,

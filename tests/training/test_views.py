@@ -400,6 +400,27 @@ def test_auto_stands_for_what_the_study_supports(tmp_path, pairs, own_cache, ber
     assert "auto stands for the view 'initial' and the plain loss" in caplog.text
 
 
+def test_the_planner_auto_is_planner_and_view(tmp_path, pairs, own_cache, bert_folder, caplog):
+    """The batches of the planner and the view that it stands for, said in one line; a view of one's own wins."""
+    caplog.set_level("INFO", "gcbs_st")
+    given = {"max_steps": 3, "planner_options": None, "planner_view": None}
+    auto = train(tmp_path / "a", pairs, SentenceTransformer(bert_folder, device="cpu"), planner="auto", **given)
+    assert "planner: auto stands for 'bisect' with the view 'initial' and a loss guarded at 0.95" in caplog.text
+    named = {**given, "planner": "bisect", "planner_view": "initial"}
+    by_name = train(tmp_path / "b", pairs, SentenceTransformer(bert_folder, device="cpu"), **named)
+    assert auto.trained == by_name.trained
+    own = train(
+        tmp_path / "c", pairs, SentenceTransformer(bert_folder, device="cpu"), **{**named, "planner_view": "model"}
+    )
+    mine = {**given, "planner": "auto", "planner_view": "model"}
+    assert own.trained == train(tmp_path / "d", pairs, SentenceTransformer(bert_folder, device="cpu"), **mine).trained
+    args = GCBSTrainingArguments(str(tmp_path), planner="auto")
+    assert ("auto", "auto") == (args.to_dict()["planner"], args.to_dict()["planner_view"])
+    assert "model" == GCBSTrainingArguments(str(tmp_path)).to_dict()["planner_view"]
+    with pytest.raises(ValueError, match="planner_options: got .* with planner='auto', which chooses them itself"):
+        GCBSTrainingArguments(str(tmp_path), planner="auto", planner_options={"trees": 2})
+
+
 def test_auto_with_harvested_rows_is_the_models_view(tmp_path, pairs, own_cache):
     """There is no other one."""
     trainer = train(tmp_path, pairs, planner_view="auto", embedding_source="harvest", first_plan="encode", max_steps=2)
