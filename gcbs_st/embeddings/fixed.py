@@ -196,11 +196,23 @@ def weights_digest(state: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def _write_tokenizer(backend: Any, bare: bool) -> str:
+    """What a tokenizer does, as text, the same before and after it was used.
+
+    transformers sets the truncation and padding of its tokenizers at each call, to what the model asks for. Those of a
+    `bare` one, of a static model, are its own.
+    """
+    content = json.loads(backend.to_str())
+    for key in ("padding", *(() if bare else ("truncation",))):
+        content.pop(key, None)
+    return json.dumps(content)
+
+
 def describe_model(model: Any) -> list[str]:
     """Returns what else than its weights says what a model makes of a text: its modules and its tokenizer."""
     tokenizer = getattr(model, "tokenizer", None)
     backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    written = backend.to_str() if hasattr(backend, "to_str") else repr(tokenizer)
+    written = _write_tokenizer(backend, tokenizer is backend) if hasattr(backend, "to_str") else repr(tokenizer)
     prompts = [getattr(model, "prompts", None), getattr(model, "default_prompt_name", None)]
     return [
         type(model).__name__,

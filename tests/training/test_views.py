@@ -124,6 +124,23 @@ def test_what_the_embeddings_depend_on_is_in_their_key(tmp_path, pairs, own_cach
     assert [200, 200] == passes
 
 
+@pytest.mark.parametrize("static", [True, False], ids=["static", "transformer"])
+def test_a_model_that_was_used_has_the_key_of_one_that_was_not(tmp_path, pairs, own_cache, passes, bert_folder, static):
+    """Encoding sets a tokenizer's padding and truncation, of a trained and of a reference model alike."""
+
+    def model():
+        return make_static_model() if static else SentenceTransformer(bert_folder, device="cpu")
+
+    train(tmp_path / "a", pairs, model(), max_steps=1)
+    used = model()
+    used.encode(pairs["anchor"][:3])
+    train(tmp_path / "b", pairs, used, max_steps=1)
+    reference = model()
+    for folder in "cd":
+        train(tmp_path / folder, pairs, make_static_model(seed=9), planner_view=reference, max_steps=1)
+    assert [len(pairs)] * 2 == passes  # one for each kind of view
+
+
 def test_damaged_cache_is_made_anew(tmp_path, pairs, own_cache, passes, caplog):
     """A cut file is reported and replaced."""
     train(tmp_path / "a", pairs, max_steps=2)
