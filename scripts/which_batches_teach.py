@@ -101,12 +101,15 @@ def _settings(folder: Path) -> dict[str, Any]:
     config = load_config(folder / "config.yaml")
     train, loss = config.train, config.loss
     hardness = train.get("planner_hardness", 1)
+    if isinstance(hardness, list):  # a schedule, [share of the run, hardness] each
+        hardness = " > ".join(f"{value:g}" for _, value in hardness)
+    told = f"plan {train['planner_margin']:g}" if "planner_margin" in train else ""
     planned = train.get("planner", "gcbs") != "random"
     return {
         "planner": train.get("planner", "gcbs"),
         "view": train.get("planner_view", "model") if planned else "",
         "hardness": hardness if planned else "",
-        "margin": loss.options.get("margin", ""),
+        "margin": loss.options.get("margin", told),  # of the loss, or what the planner alone goes by
         "from": train.get("planner_warmup_steps", 0) if planned else "",
         "every": train.get("replan_steps", 0) if planned else "",
         "learning_rate": train["learning_rate"],

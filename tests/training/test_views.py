@@ -125,7 +125,9 @@ def test_what_the_embeddings_depend_on_is_in_their_key(tmp_path, pairs, own_cach
 
 
 @pytest.mark.parametrize("static", [True, False], ids=["static", "transformer"])
-def test_a_model_that_was_used_has_the_key_of_one_that_was_not(tmp_path, pairs, own_cache, passes, bert_folder, static):
+def test_a_model_that_was_used_has_the_key_of_one_that_was_not(
+    tmp_path, pairs, own_cache, passes, bert_folder, static
+):
     """Encoding sets a tokenizer's padding and truncation, of a trained and of a reference model alike."""
 
     def model():
