@@ -504,7 +504,7 @@ def test_a_selection_reads_no_test(config_file, tmp_path):
         (["evaluation.splits=[bogus, dev]"], "expected dev, test or both"),
         (["evaluation.splits=[]"], "expected dev, test or both"),
         (["evaluation.splits=[test]", "evaluation.code_search.test=null"], "expected dev, test or both"),
-        (["evaluation.code_search.dev.held_out=3"], "held_out is a key of corpus alone"),
+        (["evaluation.code_search.dev.held_out=3"], "held_out and also are keys of corpus alone"),
         (["evaluation.code_search.dev.columns=[a, b]"], "missing: "),
         (["evaluation.code_search.cosqa=/not/here"], "no file /not/here"),
     ],
