@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from gcbs_st.embeddings.encode import preserved_state
 from gcbs_st.evaluation.evaluator import ScoreEvaluator
-from gcbs_st.evaluation.ranking import compare_with_gold
+from gcbs_st.evaluation.ranking import compare_with_gold, recall_at
 from gcbs_st.evaluation.retrieval_tasks import RetrievalTask
 
 NDCG_AT, MRR_AT, RECALL_AT = 10, 10, 100
@@ -48,8 +48,13 @@ def evaluate_retrieval(
                 documents = task.documents, _encode(model.encode_document, task.documents, batch_size, similarity)
             queries = _encode(model.encode_query, task.queries, batch_size, similarity)
             scores |= {f"{name}_{key}": value for key, value in score_ranking(queries, documents[1], task).items()}
-    tests = [scores[f"{name}_{SCORES[0]}"] for name in tasks if not name.endswith(("-dev", "-train"))]
+    tests = [scores[f"{name}_{SCORES[0]}"] for name in _tests(tasks)]
     return {**scores, AVERAGE: statistics.fmean(tests)} if tests else scores
+
+
+def _tests(names: Iterable[str]) -> list[str]:
+    """The names of the tasks that the average is of."""
+    return [name for name in names if not name.endswith(("-dev", "-train"))]
 
 
 def score_ranking(queries: np.ndarray, documents: np.ndarray, task: RetrievalTask) -> dict[str, float]:
@@ -62,10 +67,10 @@ def score_ranking(queries: np.ndarray, documents: np.ndarray, task: RetrievalTas
     ends = np.searchsorted(query_of, np.arange(len(task.queries) + 1))
     for query, (start, end) in enumerate(itertools.pairwise(ends)):
         mine = slice(int(start), int(end))
-        wanted[SCORES[0]][query] = _ndcg(closer[mine], tied[mine], gains[mine])
-        wanted[SCORES[1]][query] = _reciprocal_rank(closer[mine], tied[mine])
-        wanted[SCORES[2]][query] = _recall(closer[mine], tied[mine])
-    return {name: 100 * float(values.mean()) for name, values in wanted.items()}
+        wanted[SCORES[0]][query] = 100 * _ndcg(closer[mine], tied[mine], gains[mine])
+        wanted[SCORES[1]][query] = 100 * _reciprocal_rank(closer[mine], tied[mine])
+        wanted[SCORES[2]][query] = recall_at(RECALL_AT, closer[mine], tied[mine])
+    return {name: float(values.mean()) for name, values in wanted.items()}
 
 
 def _ndcg(closer: np.ndarray, tied: np.ndarray, gains: np.ndarray) -> float:
@@ -87,10 +92,6 @@ def _reciprocal_rank(closer: np.ndarray, tied: np.ndarray) -> float:
         math.comb(size - at, relevant - 1) / math.comb(size, relevant) / (ahead + at)
         for at in range(1, min(size - relevant + 1, MRR_AT - ahead) + 1)
     )
-
-
-def _recall(closer: np.ndarray, tied: np.ndarray) -> float:
-    return float(np.clip((RECALL_AT - closer) / (tied + 1), 0, 1).mean())
 
 
 def _encode(encode: Callable[..., np.ndarray], texts: Sequence[str], batch_size: int, similarity: str) -> np.ndarray:
@@ -124,8 +125,7 @@ class RetrievalEvaluator(ScoreEvaluator):
     ) -> None:
         self.tasks = dict(tasks)
         scored = [f"{task}_{score}" for task in self.tasks for score in SCORES]
-        tests = [task for task in self.tasks if not task.endswith(("-dev", "-train"))]
-        scored += [AVERAGE] if tests else []
+        scored += [AVERAGE] if _tests(self.tasks) else []
         chosen = next(iter(scored), None) if primary is None else primary
         if chosen not in scored:
             raise ValueError(f"RetrievalEvaluator: got primary {primary!r}, expected one of {scored}")

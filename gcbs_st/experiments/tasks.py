@@ -40,12 +40,11 @@ class Scoring:
     name: str  # of the kind, in words
     dev_task: str  # the task that settings, checkpoints and times to a score go by
     dev_metric: str  # its score that they go by
-    evaluate: Callable[..., dict[str, float]]  # model, tasks, `batch_size` -> scores by name
     evaluator: Callable[..., ScoreEvaluator]  # tasks, `batch_size` -> the trainer's evaluator
 
     def dev_score(self, model: SentenceTransformer, task: Any, batch_size: int) -> float:
         """Returns the score x 100 of the dev task that is chosen by."""
-        return self.evaluate(model, {self.dev_task: task}, batch_size=batch_size)[self.dev_metric]
+        return evaluate_tasks(model, {self.dev_task: task}, batch_size=batch_size)[self.dev_metric]
 
 
 def evaluate_tasks(model: SentenceTransformer, tasks: Tasks, *, batch_size: int = 128) -> dict[str, float]:
@@ -65,11 +64,9 @@ _EVALUATE: tuple[tuple[type, Callable[..., dict[str, float]]], ...] = (
     (RetrievalTask, evaluate_retrieval),
     (CodeSearchTask, evaluate_code_search),
 )
-STS = Scoring("STS", "STSBenchmark-dev", "STSBenchmark-dev", evaluate_tasks, StsEvaluator)
-CODE_SEARCH = Scoring("code search", "code-dev", "code-dev_mrr", evaluate_tasks, CodeSearchEvaluator)
-HELD_OUT = Scoring(
-    "held-out pairs", "heldout", "heldout_mrr", evaluate_tasks, functools.partial(CodeSearchEvaluator, name="")
-)
+STS = Scoring("STS", "STSBenchmark-dev", "STSBenchmark-dev", StsEvaluator)
+CODE_SEARCH = Scoring("code search", "code-dev", "code-dev_mrr", CodeSearchEvaluator)
+HELD_OUT = Scoring("held-out pairs", "heldout", "heldout_mrr", functools.partial(CodeSearchEvaluator, name=""))
 
 
 def scoring_of(config: EvaluationConfig) -> Scoring:

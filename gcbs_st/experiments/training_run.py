@@ -27,7 +27,7 @@ from gcbs_st.evaluation.code_search import CodeSearchTask
 from gcbs_st.evaluation.evaluator import ScoreEvaluator
 from gcbs_st.evaluation.ranking import heldout_mrr
 from gcbs_st.experiments.data import ExperimentData
-from gcbs_st.experiments.tasks import scoring_of
+from gcbs_st.experiments.tasks import evaluate_tasks, scoring_of
 from gcbs_st.models.load import load_model, remove_training_head, use_sparse_gradients
 from gcbs_st.models.static import few_threads, remembered_tokens
 from gcbs_st.records.provenance import commit_of_checkout, version_of
@@ -172,8 +172,7 @@ def make_loss(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module
 
 def score(model: SentenceTransformer, config: ExperimentConfig, data: ExperimentData) -> dict[str, float]:
     """Returns the scores x 100 of a model by name: those of the tasks, for STS their `avg`, and `heldout_mrr`."""
-    evaluate = scoring_of(config.evaluation).evaluate
-    scores: dict[str, float] = evaluate(model, data.tasks, batch_size=config.evaluation.batch_size)
+    scores = evaluate_tasks(model, data.tasks, batch_size=config.evaluation.batch_size)
     if data.held_out is not None:
         pairs = data.held_out
         scores["heldout_mrr"] = heldout_mrr(
