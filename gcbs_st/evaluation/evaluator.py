@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
@@ -14,19 +15,26 @@ from gcbs_st.embeddings.encode import preserved_state
 
 
 def encode_distinct(
-    model: SentenceTransformer, text_lists: Sequence[Sequence[str]], batch_size: int, *, show_progress: bool = False
+    model: SentenceTransformer,
+    text_lists: Sequence[Sequence[str]],
+    batch_size: int,
+    *,
+    show_progress: bool = False,
+    encode: Callable[..., Any] | None = None,
+    normalize: bool = True,
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Returns for each list the (n,) int64 rows of its texts in (distinct, d) float32 unit embeddings, and these.
+    """Returns for each list the (n,) int64 rows of its texts in (distinct, d) float32 embeddings, and these.
 
-    Texts are encoded with the model's default prompt. Its modes and the global random numbers are left as they were.
+    They are unit rows unless `normalize` is False. Texts are encoded with the model's default prompt, or by another
+    method of its, `encode`. Its modes and the global random numbers are left as they were.
     """
     row_of = {text: row for row, text in enumerate(dict.fromkeys(text for texts in text_lists for text in texts))}
     with preserved_state(model):
-        embeddings = model.encode(
+        embeddings = (encode or model.encode)(
             list(row_of),
             batch_size=batch_size,
             show_progress_bar=show_progress,
-            normalize_embeddings=True,
+            normalize_embeddings=normalize,
             convert_to_numpy=True,
         )
     rows = [np.array([row_of[text] for text in texts], dtype=np.int64) for texts in text_lists]

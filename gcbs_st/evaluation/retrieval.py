@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from gcbs_st.embeddings.encode import preserved_state
-from gcbs_st.evaluation.evaluator import ScoreEvaluator
+from gcbs_st.evaluation.evaluator import ScoreEvaluator, encode_distinct
 from gcbs_st.evaluation.ranking import compare_with_gold, recall_at
 from gcbs_st.evaluation.retrieval_tasks import RetrievalTask
 
@@ -42,12 +42,18 @@ def evaluate_retrieval(
         raise ValueError(f"evaluate_retrieval: the model compares by {similarity}, expected cosine or dot")
     scores: dict[str, float] = {}
     documents: tuple[list[str], np.ndarray] | None = None
-    with preserved_state(model):
-        for name, task in tasks.items():
-            if documents is None or documents[0] != task.documents:  # splits of one set share their corpus
-                documents = task.documents, _encode(model.encode_document, task.documents, batch_size, similarity)
-            queries = _encode(model.encode_query, task.queries, batch_size, similarity)
-            scores |= {f"{name}_{key}": value for key, value in score_ranking(queries, documents[1], task).items()}
+    normalize = similarity == "cosine"
+
+    def embed(texts: list[str], encode: Callable[..., Any]) -> np.ndarray:
+        (rows,), distinct = encode_distinct(model, [texts], batch_size, encode=encode, normalize=normalize)
+        embeddings: np.ndarray = distinct[rows]
+        return embeddings
+
+    for name, task in tasks.items():
+        if documents is None or documents[0] != task.documents:  # splits of one set share their corpus
+            documents = task.documents, embed(task.documents, model.encode_document)
+        queries = embed(task.queries, model.encode_query)
+        scores |= {f"{name}_{key}": value for key, value in score_ranking(queries, documents[1], task).items()}
     tests = [scores[f"{name}_{SCORES[0]}"] for name in _tests(tasks)]
     return {**scores, AVERAGE: statistics.fmean(tests)} if tests else scores
 
@@ -92,20 +98,6 @@ def _reciprocal_rank(closer: np.ndarray, tied: np.ndarray) -> float:
         math.comb(size - at, relevant - 1) / math.comb(size, relevant) / (ahead + at)
         for at in range(1, min(size - relevant + 1, MRR_AT - ahead) + 1)
     )
-
-
-def _encode(encode: Callable[..., np.ndarray], texts: Sequence[str], batch_size: int, similarity: str) -> np.ndarray:
-    """One row per text; each distinct text is encoded once, so that equal texts tie whatever batches they were in."""
-    row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    rows = encode(
-        list(row_of),
-        batch_size=batch_size,
-        show_progress_bar=False,
-        normalize_embeddings=similarity == "cosine",
-        convert_to_numpy=True,
-    )
-    embeddings: np.ndarray = np.asarray(rows, dtype=np.float32)[[row_of[text] for text in texts]]
-    return embeddings
 
 
 class RetrievalEvaluator(ScoreEvaluator):
