@@ -23,6 +23,7 @@ from gcbs_st.config import ArmConfig, ConfigError, ExperimentConfig, LossConfig,
 from gcbs_st.experiments.baselines import freeze, with_transformers_tokenizers
 from gcbs_st.experiments.tasks import STS, Scoring
 from gcbs_st.experiments.training_run import make_loss, training_arguments
+from gcbs_st.models.load import load_model
 from gcbs_st.planners import available
 from gcbs_st.training.arguments import GCBSTrainingArguments
 
@@ -127,10 +128,11 @@ def make_arguments(run: Run, rows: int | None) -> SentenceTransformerTrainingArg
 
 
 def loss_with_guide(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module:
-    """Returns the loss; its option `guide: initial` stands for a frozen copy of the model."""
-    if config.options.get("guide") != "initial":
+    """Returns the loss; its option `guide` names a model, or is `initial`: a frozen copy of the one to be trained."""
+    name = config.options.get("guide")
+    if not isinstance(name, str):
         return make_loss(config, model)
-    guide = freeze(copy.deepcopy(model))
+    guide = freeze(copy.deepcopy(model) if name == "initial" else load_model(name).to(model.device))
     with with_transformers_tokenizers(model, guide):
         return make_loss(LossConfig(config.name, {**config.options, "guide": guide}), model)
 

@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 class MinedRows:
     """Training rows with hard negatives."""
 
-    rows: Dataset  # those that were given, in their order, with the column `negative`, or `negative_1`, `negative_2`
+    rows: Dataset  # those that were given, in their order; their last columns are `negative`, or `negative_1`, `negative_2`
     filled: int  # rows that lack a mined negative and got a random one in some column
     seconds: float  # that embedding and searching took
 
@@ -42,17 +42,14 @@ def mine_negatives(
 ) -> MinedRows:
     """Returns the rows with the hard negatives that the host's `mine_hard_negatives` finds with faiss.
 
-    `rows` have the columns anchor and positive, and no negatives yet; `relative_margin` None is no bound and
-    `range_max` None the host's choice. The host drops rows for which it finds no negative. Here each row stays, so
-    that all arms of a comparison take the same steps over the same rows: what was not found is the positive of another
-    row, drawn at random. Raises a ValueError for rows that have negatives, or options that the host refuses.
+    `rows` have the columns anchor and positive; negatives that they bring stay, and the mined ones come after them.
+    `relative_margin` None is no bound and `range_max` None the host's choice. The host drops rows for which it finds no
+    negative. Here each row stays, so that all arms of a comparison take the same steps over the same rows: what was not
+    found is the positive of another row, drawn at random. Raises a ValueError for options that the host refuses.
     """
-    taken = [name for name in rows.column_names if name.startswith("negative")]
-    if taken or num_negatives < 1:
-        raise ValueError(
-            f"mine: got num_negatives={num_negatives} and rows with the columns {rows.column_names}, expected at least "
-            "1 negative for rows of anchor and positive. Train on the given negatives without mining."
-        )
+    given = [name for name in rows.column_names if name.startswith("negative")]
+    if num_negatives < 1:
+        raise ValueError(f"mine: got num_negatives={num_negatives}, expected at least 1.")
     began = time.perf_counter()
     triplets = mine_hard_negatives(
         rows.select_columns(["anchor", "positive"]),
@@ -70,8 +67,10 @@ def mine_negatives(
     ):
         found[anchor, positive].append(negative)
     negatives, filled = _fill(rows, found, num_negatives)
-    names = ["negative"] if num_negatives == 1 else [f"negative_{i + 1}" for i in range(num_negatives)]
-    for name, column in zip(names, zip(*negatives, strict=True), strict=True):
+    names = [f"negative_{i + 1}" for i in range(len(given) + num_negatives)]
+    names = ["negative"] if len(names) == 1 else names
+    rows = rows.rename_columns(dict(zip(given, names, strict=False)))
+    for name, column in zip(names[len(given) :], zip(*negatives, strict=True), strict=True):
         rows = rows.add_column(name, list(column))
     return MinedRows(rows, filled, time.perf_counter() - began)
 

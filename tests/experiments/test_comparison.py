@@ -267,16 +267,37 @@ def test_rows_without_a_mined_negative_keep_their_place():
     assert mined[0].rows["negative_1"][:] == mined[1].rows["negative_1"][:]
 
 
+def test_negatives_that_rows_bring_stay_before_the_mined_ones():
+    """A column `negative` becomes the first of two, `negative_1` and `negative_2` the first of three."""
+    rows, model = make_pairs(20), make_static_model()
+    alone = list(mine_negatives(rows, model).rows["negative"])
+    one = mine_negatives(rows.add_column("negative", list(rows["anchor"])), model).rows
+    assert ["anchor", "positive", "negative_1", "negative_2"] == one.column_names
+    assert (list(rows["anchor"]), alone) == (list(one["negative_1"]), list(one["negative_2"]))
+    two = mine_negatives(one, model).rows
+    assert ["anchor", "positive", "negative_1", "negative_2", "negative_3"] == two.column_names
+    assert [one["negative_1"][:], one["negative_2"][:], alone] == [two[f"negative_{i}"][:] for i in (1, 2, 3)]
+
+
 def test_mining_refuses_what_it_cannot_do():
-    """Given negatives, no negatives asked for, and a corpus of one text are named."""
+    """No negatives asked for, and a corpus of one text, are named."""
     rows = make_pairs(20)
-    with pytest.raises(ValueError, match="mine: got num_negatives=1 and rows with the columns .*negative"):
-        mine_negatives(rows.add_column("negative", rows["anchor"]), make_static_model())
     with pytest.raises(ValueError, match="mine: got num_negatives=0"):
         mine_negatives(rows, make_static_model(), num_negatives=0)
     alike = Dataset.from_dict({"anchor": ["w1", "w2"], "positive": ["w3", "w3"]})
     with pytest.raises(ValueError, match="mine: no 1 negatives for 'w1'"):
         mine_negatives(alike, make_static_model())
+
+
+def test_a_guide_may_be_another_model(static_model, tmp_path):
+    """By its name, as `model.name`: loaded once, frozen, and not the model that is trained."""
+    other = make_static_model(seed=9)
+    other.save(str(tmp_path / "strong"))
+    options = {"guide": str(tmp_path / "strong"), "temperature": 0.05}
+    loss = loss_with_guide(LossConfig("GISTEmbedLoss", options), static_model)
+    assert torch.equal(other[0].embedding.weight, loss.guide[0].embedding.weight)
+    assert not any(parameter.requires_grad for parameter in loss.guide.parameters())
+    assert not torch.equal(static_model[0].embedding.weight, loss.guide[0].embedding.weight)
 
 
 def test_the_guide_is_the_untrained_model(static_model):
