@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, BertConfig, PretrainedConfig, RobertaConfig
+import torch
+from transformers import AutoConfig, AutoModel, BertConfig, PretrainedConfig, RobertaConfig
 
 from gcbs_st.config import CorpusConfig, ExperimentConfig, ModelConfig
 from gcbs_st.corpora.retrieval_pairs import find_retrieval_set
@@ -170,7 +171,10 @@ def _encode_beside_harvest(args: GCBSTrainingArguments, left: int, step: int, si
 
 
 def _parameters(config: PretrainedConfig, embeddings: bool, layers: int | None = None) -> int:
-    """Weights of the layers, with or without the word vectors."""
-    width, inner = config.hidden_size, config.intermediate_size
-    count = (layers or config.num_hidden_layers) * (4 * width**2 + 2 * width * inner)
-    return count + config.vocab_size * width * embeddings
+    """Weights of an encoder's first layers, of all by default, with or without the word vectors."""
+    with torch.device("meta"):  # shapes alone: no memory, no time
+        encoder = AutoModel.from_config(config)
+    words = encoder.get_input_embeddings().weight.numel()
+    rest = encoder.num_parameters() - words
+    share = 1.0 if layers is None else layers / config.num_hidden_layers
+    return round(share * rest) + words * embeddings

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel, BertConfig, DistilBertConfig, ModernBertConfig
 
 import gcbs_st.experiments.dry_run
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
 from gcbs_st.config import load_config, packaged_configs
 from gcbs_st.embeddings.encode import encode_rows
-from gcbs_st.experiments.cost import cost_table, needs, schedule
+from gcbs_st.experiments.cost import _parameters, architecture, cost_table, needs, schedule
 from gcbs_st.experiments.dry_run import small_config
 
 ROOT = Path(__file__).parents[2]
@@ -131,12 +131,26 @@ def test_rows_that_are_here_are_read_and_counted(dry_run, tmp_path, pairs):
     assert (2, True) == (code, "train.learning_rat: unknown key" in err)
 
 
+@pytest.mark.parametrize("family", [BertConfig, DistilBertConfig, ModernBertConfig])
+def test_the_arithmetic_is_that_of_any_encoder(tmp_path, family):
+    """Encoders name their sizes differently; half of the layers is half of the arithmetic."""
+    config = family(vocab_size=100, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, pad_token_id=0)
+    config.save_pretrained(tmp_path / "model")
+    weights = sum(p.numel() for name, p in AutoModel.from_config(config).named_parameters() if "layer" in name.lower())
+    experiment = load_config("papers/simcse_unsup_bert_base", [f"model.name={tmp_path / 'model'}"])
+    parts = [_parameters(architecture(experiment.model), False, layers) for layers in (None, 2)]
+    assert weights <= parts[0] <= 1.5 * weights
+    assert parts[1] == pytest.approx(parts[0] / 2, abs=1)
+
+
 def test_the_arithmetic_is_that_of_the_layers(tmp_path):
-    """BERT-base: 85 million weights in its layers, two operations a weight and token, three passes a training text."""
+    """BERT-base: 109,482,240 weights, 30,522 x 768 of them word vectors, which are looked up; two operations a weight
+    and token, three passes a training text.
+    """
     config = load_config("papers/simcse_unsup_bert_base")
-    assert "about 434 MB" in needs(config)[0]
+    assert "about 438 MB" in needs(config)[0]
     random, gcbs = (next(row for row in rows_of(cost_table(config)) if row[0] == name) for name in ("random", "gcbs"))
-    layers = 12 * (4 * 768**2 + 2 * 768 * 3072)
+    layers = 109_482_240 - 30_522 * 768
     expected = [f"{3 * 2_000_000 * 2 * 32 * layers / 1e12:,.1f}", "0.0"]
     assert ["random", "15,625", "2,000,000", "0", "0", *expected] == random
     # Five plans of what is left of a million rows, each text once since both views are the same; four of them
