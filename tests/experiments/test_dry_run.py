@@ -144,13 +144,11 @@ def test_the_arithmetic_is_that_of_any_encoder(tmp_path, family):
 
 
 def test_the_arithmetic_is_that_of_the_layers(tmp_path):
-    """BERT-base: 109,482,240 weights, 30,522 x 768 of them word vectors, which are looked up; two operations a weight
-    and token, three passes a training text.
-    """
+    """BERT-base without its word vectors, which are looked up: two operations a weight and token, three passes a text."""
     config = load_config("papers/simcse_unsup_bert_base")
     assert "about 438 MB" in needs(config)[0]
     random, gcbs = (next(row for row in rows_of(cost_table(config)) if row[0] == name) for name in ("random", "gcbs"))
-    layers = 109_482_240 - 30_522 * 768
+    layers = 109_482_240 - 30_522 * 768  # its published size, less the word vectors
     expected = [f"{3 * 2_000_000 * 2 * 32 * layers / 1e12:,.1f}", "0.0"]
     assert ["random", "15,625", "2,000,000", "0", "0", *expected] == random
     # Five plans of what is left of a million rows, each text once since both views are the same; four of them
