@@ -14,10 +14,11 @@ from transformers import set_seed
 
 from gcbs_st.config import ConfigError, ExperimentConfig, dump_config
 from gcbs_st.experiments.arms import plan_runs
+from gcbs_st.experiments.data import ExperimentData
 from gcbs_st.experiments.runner import Runner, run_all
 from gcbs_st.experiments.tasks import scoring_of
-from gcbs_st.experiments.training_run import initial_model, score
-from gcbs_st.files import write_json, write_text
+from gcbs_st.experiments.training_run import initial_model, score, task_facts
+from gcbs_st.files import read_json, write_json, write_text
 from gcbs_st.records.run_result import RunResult
 from gcbs_st.records.statistics import summarise
 from gcbs_st.records.tables import comparison_report, markdown_table
@@ -87,8 +88,7 @@ def compare(config: ExperimentConfig, options: Options, tell: Tell) -> Content:
         )
     runs = plan_runs(config, options.arms, options.seeds, options.out, fewer=options.fewer)
     runner = Runner(config, dev_steps=options.dev_steps, save_models=options.save_models)
-    set_seed(options.seeds[0])  # a new head of the model is drawn at random
-    before = score(initial_model(config), config, runner.data)
+    before = _score_untrained(config, runner.data, options)
     records: dict[str, dict[int, RunResult]] = {arm: {} for arm in options.arms}
     content: Content = {}
     last_of = {run.seed: run.arm for run in runs}
@@ -100,6 +100,31 @@ def compare(config: ExperimentConfig, options: Options, tell: Tell) -> Content:
                 tell(f"warning: the arms of seed {run.seed} took {sorted(steps)} steps, not as many each.")
             content = _write_comparison(config, options, records, before)
     return content
+
+
+def _score_untrained(config: ExperimentConfig, data: ExperimentData, options: Options) -> dict[str, float]:
+    """Scores of the untrained model, read from `untrained.json` where they are of the same model and tasks.
+
+    Whole corpora take minutes to encode, and seeds are added to a comparison again and again.
+    """
+    of = {
+        "model": dataclasses.asdict(config.model),
+        "evaluation": dataclasses.asdict(config.evaluation),
+        "tasks": task_facts(data),
+        "corpus_hash": data.corpus_hash,
+        "seed": options.seeds[0],
+    }
+    file = options.out / "untrained.json"
+    try:
+        stored = read_json(file, dict)
+    except (OSError, ValueError):
+        stored = {}
+    if stored.get("of") != of:
+        set_seed(options.seeds[0])  # a new head of the model is drawn at random
+        stored = {"of": of, "scores": score(initial_model(config), config, data)}
+        write_json(file, stored)
+    scores: dict[str, float] = stored["scores"]
+    return scores
 
 
 def _write_comparison(

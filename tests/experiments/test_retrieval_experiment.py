@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import WORDS, make_pairs, make_static_model
 
-from gcbs_st.config import ConfigError, load_config
+from gcbs_st.config import ConfigError, load_config, override
 from gcbs_st.corpora.corpus import join_corpora, load_corpus
 from gcbs_st.evaluation.retrieval import evaluate_retrieval
 from gcbs_st.evaluation.retrieval_tasks import load_retrieval_tasks
@@ -159,7 +159,7 @@ def test_an_experiment_is_scored_on_retrieval_and_chooses_by_held_out_pairs(conf
     assert "retrieval mean nDCG@10" in experiment_table(records)
 
 
-def test_a_comparison_goes_by_held_out_pairs(config_file, tmp_path):
+def test_a_comparison_goes_by_held_out_pairs(config_file, tmp_path, monkeypatch):
     """Curve, times and differences; what is finished is kept, and its curve is read back under its name."""
     config = load_config(config_file)
     lines = []
@@ -168,9 +168,16 @@ def test_a_comparison_goes_by_held_out_pairs(config_file, tmp_path):
     assert ("heldout_mrr", "heldout_mrr") == (content["dev_metric"], record["dev_metric"])
     assert record["dev_curve"][-1][2] == record["heldout_mrr"]
     assert {"toy_ndcg@10", "other_recall@100", "retrieval_avg", "avg"} <= set(content["arms"]["bisect"]["scores"])
-    again = []
-    compare(config, Options(tmp_path / "runs", ("random", "bisect"), (1,), dev_steps=5), again.append)
+    again, scored = [], []
+    with monkeypatch.context() as patch:
+        patch.setattr("gcbs_st.experiments.comparison.initial_model", scored.append)
+        repeated = compare(config, Options(tmp_path / "runs", ("random", "bisect"), (1,), dev_steps=5), again.append)
     assert all("finished before" in line for line in again)
+    # The untrained model is not scored again either, unless it or the tasks are others.
+    assert ([], content["before"]) == (scored, repeated["before"])
+    shorter = override(config, ["model.max_seq_length=3"])
+    changed = compare(shorter, Options(tmp_path / "runs", ("random",), (1,), dev_steps=5), again.append)
+    assert changed["before"] != content["before"]
     for run in read_runs([tmp_path / "runs"]).runs:
         assert any("eval_heldout_mrr" in entry for entry in run.log)
         assert not any("eval_sts_STSBenchmark-dev_spearman" in entry for entry in run.log)
