@@ -39,7 +39,7 @@ from gcbs_st.training.refusals import refuse_model
 from gcbs_st.training.replan_callback import ReplanCallback
 from gcbs_st.training.replanner import Replanner
 from gcbs_st.training.row_memory import RowMemory
-from gcbs_st.training.rule import AUTO, PLANNER, Setting, supported_setting
+from gcbs_st.training.rule import AUTO, MASKED_AT_RANDOM, PLANNER, Setting, supported_setting
 
 logger = logging.getLogger(__name__)
 
@@ -198,9 +198,22 @@ class PlannedTraining(PlannedLoading):
         """Logs as the host does; with the loss the share of negatives that a guard masked, at the end the plans' time."""
         masked = getattr(self.loss, "last_masked", None) if "loss" in logs else None
         more = {} if masked is None else {"gcbs/masked": float(masked)}
+        if more and self.args.planner == "random":  # of other planners the first plan tells
+            self.warn_of_guard(more["gcbs/masked"])
         if "train_runtime" in logs and self.row_memory.source is not None and self.replanner.plans_made:
             more["gcbs/time_share"] = self.time_share()
         super().log({**logs, **more} if more else logs, *args, **kwargs)
+
+    def warn_of_guard(self, share: float) -> None:
+        """Warns once if a guard masks more of the negatives of random batches, `share` in [0, 1], than can be false."""
+        if share > MASKED_AT_RANDOM:
+            self.warn_once(
+                "guard",
+                "The guarded loss ignores %.0f %% of the negatives of random batches. Few of these can be false: the model "
+                "finds most texts alike, as encoders do that were never trained on pairs, and is no judge yet. Train with "
+                "the plain loss, MultipleNegativesRankingLoss, or let a better model judge: GISTEmbedLoss.",
+                100 * share,
+            )
 
     def time_share(self) -> float:
         """Returns the share of this run's time until now that went into embedding, harvesting and planning."""

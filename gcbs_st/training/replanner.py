@@ -16,13 +16,13 @@ import numpy as np
 
 from gcbs_st.batches.checkpoint import read_plan
 from gcbs_st.batches.sampler import PlannedBatchSampler
-from gcbs_st.embeddings.source import Fetched
+from gcbs_st.embeddings.source import INITIAL, Fetched
 from gcbs_st.planners import check_order, name_of
 from gcbs_st.planners.algorithms.clusters import deal_clusters, redeal_clusters, rows_per_cluster, without_repeats
 from gcbs_st.planners.algorithms.contradictions import Contradictions
 from gcbs_st.planners.base import abilities_of, check_batches, check_pairs, configured
 from gcbs_st.planners.estimate import estimate_quality
-from gcbs_st.planners.quality import PlanQuality
+from gcbs_st.planners.quality import PlanQuality, masked_shares
 from gcbs_st.ranks import agree, agree_on_rows, failing_together
 from gcbs_st.training.loss_facts import guard_margin, loss_scale, scores_dot_products
 from gcbs_st.training.parallel_planning import plan_with_all, splits_work
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # Purposes of a sampler's generators.
 _PLAN, _SHUFFLE = 1, 2
+
+_GUARDED_ROWS = 512  # whose pairs tell what a guard does to random batches
 
 
 class Replanner:
@@ -187,6 +189,8 @@ class Replanner:
             # Rows without embeddings fill batches of their own, in the order that they had.
             new = rows[check_order(order, len(rows), repr(planner))]
             new = self._separated(np.concatenate([new, tail[~np.isin(tail, rows)]]), name)
+        if not self.plans_made:
+            self._check_guard(name, pairs)
         quality = self._measure(name, rows, pairs, new, size, against)
         plan_seconds = time.perf_counter() - began
         self.trainer.source.seconds += plan_seconds
@@ -206,6 +210,16 @@ class Replanner:
         prefix = f"gcbs/{name}/" if name else "gcbs/"
         self.trainer.log({prefix + key: value for key, value in record.items()})
         return new
+
+    def _check_guard(self, name: str, pairs: tuple[np.ndarray, np.ndarray]) -> None:
+        """Warns where the loss's guard would ignore much of what random batches hold: by the (m, d) unit rows of pairs."""
+        margin, view = guard_margin(self.trainer.loss_of(name)), self.trainer.source.options.planned_views[0]
+        if margin is None or not (
+            view is None or view.name == INITIAL
+        ):  # others' embeddings are not what the guard sees
+            return
+        drawn = np.random.default_rng(0).permutation(len(pairs[0]))[:_GUARDED_ROWS]
+        self.trainer.warn_of_guard(masked_shares(*pairs, drawn[None], Contradictions(margin))["masked"])
 
     def _contradictions(self, name: str, rows: np.ndarray, fetched: Fetched) -> Contradictions | None:
         """Which of the (m,) rows are no negatives of each other, as the loss and the user have it; None if all are."""

@@ -12,6 +12,10 @@ from typing import Any
 AUTO = "auto"
 PLANNER = "bisect"  # that "auto" stands for
 
+# The share of the negatives of random batches above which a guard masks what is no false negative: 39 % where it cost a
+# raw encoder 8 points of MRR, 1 % and less where the model had been trained on pairs before.
+MASKED_AT_RANDOM = 0.05
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -20,6 +20,7 @@ from torch import nn
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
 from gcbs_st.embeddings.encode import encode_rows
+from gcbs_st.losses import CachedGuardedMultipleNegativesRankingLoss, GuardedMultipleNegativesRankingLoss
 from gcbs_st.planners import available
 from gcbs_st.planners.quality import plan_quality
 
@@ -587,3 +588,53 @@ def test_a_bare_column_name_on_a_command_line():
         ["--output_dir", "out", "--planner_columns", "anchor", "--report_to", "none", "--use_cpu", "True"]
     )
     assert ["anchor"] == args.planner_columns
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "warned"),
+    [
+        (GuardedMultipleNegativesRankingLoss, {"planner": "bisect", "planner_view": "initial"}, True),
+        (GuardedMultipleNegativesRankingLoss, {"planner": "bisect"}, True),
+        (CachedGuardedMultipleNegativesRankingLoss, {"planner": "random"}, True),
+        (GuardedMultipleNegativesRankingLoss, {"planner": "bisect", "planner_view": "REFERENCE"}, False),
+        (MNRL, {"planner": "bisect"}, False),
+    ],
+)
+def test_a_guard_of_a_model_that_finds_all_texts_alike_is_warned_of(tmp_path, caplog, loss, options, warned):
+    """A raw encoder's scores are all near 1, so that a guard would mask what is not false; said once for a run."""
+    model = SentenceTransformer(make_bert(tmp_path / "bert", seed=1), device="cpu")
+    rows = make_pairs(96)
+    texts = (
+        model.encode(rows["anchor"], normalize_embeddings=True)
+        @ model.encode(rows["positive"], normalize_embeddings=True).T
+    )
+    share = (texts > 0.8 * texts.diagonal()[:, None]).mean()
+    assert share > 0.2  # the case that this test is about
+    if "REFERENCE" in options.values():
+        options = {**options, "planner_view": make_static_model()}
+    trainer = GCBSTrainer(
+        model,
+        arguments(tmp_path / "run", max_steps=4, **options),
+        rows,
+        loss=loss(model) if loss is MNRL else loss(model, margin=0.8),
+    )
+    trainer.train()
+    found = warnings_of(caplog, "% of the negatives of random batches")
+    assert int(warned) == len(found), found
+
+
+def test_a_guard_of_a_model_that_tells_texts_apart_is_no_matter(tmp_path, caplog):
+    """Unlike texts score low: no warning, planned or not."""
+    for planner in ("bisect", "random"):
+        model = make_static_model()
+        with torch.no_grad():  # all words unlike each other
+            weights = model[0].embedding.weight
+            weights.copy_(
+                torch.nn.functional.normalize(torch.randn(weights.shape, generator=torch.Generator().manual_seed(0)))
+            )
+        loss = GuardedMultipleNegativesRankingLoss(model, margin=1.0)
+        rows = Dataset.from_dict(
+            {"anchor": [f"w{i}" for i in range(40)], "positive": [f"w{i} w{i + 50}" for i in range(40)]}
+        )
+        GCBSTrainer(model, arguments(tmp_path / planner, planner=planner), rows, loss=loss).train()
+    assert [] == warnings_of(caplog, "% of the negatives of random batches")
