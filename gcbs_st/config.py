@@ -113,6 +113,7 @@ class EvaluationConfig:
 
     `retrieval` is scored beside STS. `dev` says what settings, checkpoints and times to a score go by: `sts`, its dev
     part, or `heldout`, the MRR of the pairs that `corpus.held_out` keeps back; code search has a dev part of its own.
+    `bf16` encodes under bfloat16 autocast, two to three times as fast: for corpora that take minutes.
     """
 
     sts: str = "package"
@@ -121,6 +122,7 @@ class EvaluationConfig:
     dev: str = "sts"
     splits: list[str] = field(default_factory=lambda: ["dev", "test"])
     batch_size: int = 128
+    bf16: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def load_data(config: ExperimentConfig) -> ExperimentData:
     """Returns the data of an experiment; raises a ValueError or FileNotFoundError where it cannot be used."""
     train, held_out = load_rows(config)
     tasks = load_tasks(config.evaluation)
-    if scoring_of(config.evaluation) is HELD_OUT and "dev" in config.evaluation.splits:
+    if scoring_of(config.evaluation).dev_task == HELD_OUT.dev_task and "dev" in config.evaluation.splits:
         if held_out is None:
             raise ConfigError(
                 "evaluation.dev: heldout needs pairs that are kept back: set corpus.held_out, such as 500."

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from sentence_transformers import SentenceTransformer
 
 from gcbs_st.config import ConfigError, CorpusConfig, EvaluationConfig
@@ -41,21 +42,26 @@ class Scoring:
     dev_task: str  # the task that settings, checkpoints and times to a score go by
     dev_metric: str  # its score that they go by
     evaluator: Callable[..., ScoreEvaluator]  # tasks, `batch_size` -> the trainer's evaluator
+    bf16: bool = False  # whether texts are encoded under bfloat16 autocast
 
     def dev_score(self, model: SentenceTransformer, task: Any, batch_size: int) -> float:
         """Returns the score x 100 of the dev task that is chosen by."""
-        return evaluate_tasks(model, {self.dev_task: task}, batch_size=batch_size)[self.dev_metric]
+        scores = evaluate_tasks(model, {self.dev_task: task}, batch_size=batch_size, bf16=self.bf16)
+        return scores[self.dev_metric]
 
 
-def evaluate_tasks(model: SentenceTransformer, tasks: Tasks, *, batch_size: int = 128) -> dict[str, float]:
+def evaluate_tasks(
+    model: SentenceTransformer, tasks: Tasks, *, batch_size: int = 128, bf16: bool = False
+) -> dict[str, float]:
     """Returns the scores x 100 of a model by name on tasks of any kind, those of one kind together.
 
-    `avg` is the mean of the STS tests and `retrieval_avg` that of the retrieval tests, where there are any.
+    With `bf16` texts are encoded under bfloat16 autocast. `avg` is the mean of the STS tests and `retrieval_avg` that of the retrieval tests, where there are any.
     """
     scores: dict[str, float] = {}
     for kind, evaluate in _EVALUATE:
         if mine := {name: task for name, task in tasks.items() if isinstance(task, kind)}:
-            scores |= evaluate(model, mine, batch_size=batch_size)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+                scores |= evaluate(model, mine, batch_size=batch_size)
     return scores
 
 
@@ -75,11 +81,11 @@ def scoring_of(config: EvaluationConfig) -> Scoring:
     Raises a ConfigError for a `dev` that there is not.
     """
     if config.code_search is not None:
-        return CODE_SEARCH
+        return dataclasses.replace(CODE_SEARCH, bf16=config.bf16)
     kinds = {"sts": STS, "heldout": HELD_OUT}
     if config.dev not in kinds:
         raise ConfigError(f"evaluation.dev: got {config.dev!r}, expected {' or '.join(kinds)}.")
-    return kinds[config.dev]
+    return dataclasses.replace(kinds[config.dev], bf16=config.bf16)
 
 
 def load_tasks(config: EvaluationConfig) -> Tasks:

@@ -148,6 +148,10 @@ def dev_evaluator(
     """
     if args.eval_strategy == "no":
         return None
+    if config.evaluation.bf16:
+        raise ConfigError(
+            "evaluation.bf16: scores whole runs; checkpoints are scored in float32. Drop it, or train.eval_strategy."
+        )
     scoring = scoring_of(config.evaluation)
     if scoring.dev_task not in data.tasks:
         raise ConfigError(
@@ -172,12 +176,12 @@ def make_loss(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module
 
 def score(model: SentenceTransformer, config: ExperimentConfig, data: ExperimentData) -> dict[str, float]:
     """Returns the scores x 100 of a model by name: those of the tasks, for STS their `avg`, and `heldout_mrr`."""
-    scores = evaluate_tasks(model, data.tasks, batch_size=config.evaluation.batch_size)
+    size, bf16 = config.evaluation.batch_size, config.evaluation.bf16
+    scores = evaluate_tasks(model, data.tasks, batch_size=size, bf16=bf16)
     if data.held_out is not None:
-        pairs = data.held_out
-        scores["heldout_mrr"] = heldout_mrr(
-            model, list(pairs["anchor"]), list(pairs["positive"]), batch_size=config.evaluation.batch_size
-        )
+        anchors, positives = (list(data.held_out[name]) for name in ("anchor", "positive"))
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            scores["heldout_mrr"] = heldout_mrr(model, anchors, positives, batch_size=size)
     return {name: round(value, 4) for name, value in scores.items()}
 
 

@@ -22,12 +22,16 @@ class Setting:
     """Whose embeddings are planned on, and what the loss should mask. Batches are as hard as the planner makes them."""
 
     view: str  # "initial" or "model"
-    margin: float | None  # of a guarded loss; None for the plain one
+    margin: (
+        float | None
+    )  # of a guarded loss, if the model is a judge at all (MASKED_AT_RANDOM); None for the plain one
     why: str
 
     def __str__(self) -> str:
         """The setting as the log says it."""
-        guard = "the plain loss" if self.margin is None else f"a loss guarded at {self.margin:g}"
+        guard = "the plain loss"
+        if self.margin is not None:
+            guard = f"a loss guarded at {self.margin:g} for a model that was trained on pairs before, the plain one for a raw encoder"
         return f"the view {self.view!r} and {guard}: {self.why}"
 
 

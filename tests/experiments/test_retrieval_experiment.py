@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import WORDS, make_pairs, make_static_model
 
 from gcbs_st.config import ConfigError, load_config, override
@@ -17,6 +18,7 @@ from gcbs_st.experiments.comparison import Options, compare, select
 from gcbs_st.experiments.data import load_data
 from gcbs_st.experiments.dry_run import dry_run
 from gcbs_st.experiments.experiment import run_experiment
+from gcbs_st.experiments.training_run import dev_evaluator, initial_model, score, training_arguments
 from gcbs_st.records.run_folder import read_runs
 from gcbs_st.records.tables import experiment_table
 
@@ -204,3 +206,29 @@ def test_a_dry_run_scores_retrieval_too(config_file, tmp_path, here):
     assert "retrieval mean nDCG@10" in report
     assert "retrieval tasks" in report
     assert ("NOT FOUND" in report) is not here
+
+
+def test_scores_under_autocast_are_nearly_the_same(config_file, monkeypatch):
+    """Of bfloat16 in the encoder, and not of float32; refused where checkpoints are scored."""
+    config = load_config(config_file)
+    data = load_data(config)
+    model, seen = initial_model(config), []
+
+    def look(*args, **kwargs):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return encode(*args, **kwargs)
+
+    encode = model.encode
+    monkeypatch.setattr(model, "encode", look)
+    exact = score(model, config, data)
+    assert not any(seen) and seen
+    seen.clear()
+    fast = override(config, ["evaluation.bf16=true"])
+    near = score(model, fast, data)
+    assert all(seen) and seen
+    assert exact == {name: pytest.approx(value, abs=5) for name, value in near.items()}
+    args = training_arguments(
+        override(fast, ["train.eval_strategy=steps", "train.eval_steps=2"]), next(iter(fast.runs))
+    )
+    with pytest.raises(ConfigError, match="evaluation.bf16"):
+        dev_evaluator(fast, args, data)
