@@ -88,7 +88,7 @@ def compare(config: ExperimentConfig, options: Options, tell: Tell) -> Content:
         )
     runs = plan_runs(config, options.arms, options.seeds, options.out, fewer=options.fewer)
     runner = Runner(config, dev_steps=options.dev_steps, save_models=options.save_models)
-    before = _score_untrained(config, runner.data, options)
+    before = _score_untrained(config, runner.data, options.out)
     records: dict[str, dict[int, RunResult]] = {arm: {} for arm in options.arms}
     content: Content = {}
     last_of = {run.seed: run.arm for run in runs}
@@ -102,7 +102,7 @@ def compare(config: ExperimentConfig, options: Options, tell: Tell) -> Content:
     return content
 
 
-def _score_untrained(config: ExperimentConfig, data: ExperimentData, options: Options) -> dict[str, float]:
+def _score_untrained(config: ExperimentConfig, data: ExperimentData, out: Path) -> dict[str, float]:
     """Scores of the untrained model, read from `untrained.json` where they are of the same model and tasks.
 
     Whole corpora take minutes to encode, and seeds are added to a comparison again and again.
@@ -112,15 +112,14 @@ def _score_untrained(config: ExperimentConfig, data: ExperimentData, options: Op
         "evaluation": dataclasses.asdict(config.evaluation),
         "tasks": task_facts(data),
         "corpus_hash": data.corpus_hash,
-        "seed": options.seeds[0],
     }
-    file = options.out / "untrained.json"
+    file = out / "untrained.json"
     try:
         stored = read_json(file, dict)
     except (OSError, ValueError):
         stored = {}
     if stored.get("of") != of:
-        set_seed(options.seeds[0])  # a new head of the model is drawn at random
+        set_seed(0)  # a new head of the model is drawn at random
         stored = {"of": of, "scores": score(initial_model(config), config, data)}
         write_json(file, stored)
     scores: dict[str, float] = stored["scores"]
