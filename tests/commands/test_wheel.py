@@ -111,5 +111,5 @@ def test_the_quickstart_runs_by_its_name(environment, tmp_path):
     ]
     smaller += ["output=out", "train.use_cpu=true"]
     out = call(*quickstart, *(word for entry in smaller for word in ("--set", entry)), cwd=tmp_path)
-    assert all(name in out for name in ("random", "gcbs", "bisect", "models and results are in out/"))
-    assert (tmp_path / "out" / "bisect" / "config.yaml").is_file()
+    assert all(name in out for name in ("random", "gcbs", "auto", "models and results are in out/"))
+    assert (tmp_path / "out" / "auto" / "config.yaml").is_file()
