@@ -46,22 +46,19 @@ class Scoring:
 
     def dev_score(self, model: SentenceTransformer, task: Any, batch_size: int) -> float:
         """Returns the score x 100 of the dev task that is chosen by."""
-        scores = evaluate_tasks(model, {self.dev_task: task}, batch_size=batch_size, bf16=self.bf16)
-        return scores[self.dev_metric]
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=self.bf16):
+            return evaluate_tasks(model, {self.dev_task: task}, batch_size=batch_size)[self.dev_metric]
 
 
-def evaluate_tasks(
-    model: SentenceTransformer, tasks: Tasks, *, batch_size: int = 128, bf16: bool = False
-) -> dict[str, float]:
+def evaluate_tasks(model: SentenceTransformer, tasks: Tasks, *, batch_size: int = 128) -> dict[str, float]:
     """Returns the scores x 100 of a model by name on tasks of any kind, those of one kind together.
 
-    With `bf16` texts are encoded under bfloat16 autocast. `avg` is the mean of the STS tests and `retrieval_avg` that of the retrieval tests, where there are any.
+    `avg` is the mean of the STS tests and `retrieval_avg` that of the retrieval tests, where there are any.
     """
     scores: dict[str, float] = {}
     for kind, evaluate in _EVALUATE:
         if mine := {name: task for name, task in tasks.items() if isinstance(task, kind)}:
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-                scores |= evaluate(model, mine, batch_size=batch_size)
+            scores |= evaluate(model, mine, batch_size=batch_size)
     return scores
 
 

@@ -176,11 +176,11 @@ def make_loss(config: LossConfig, model: SentenceTransformer) -> torch.nn.Module
 
 def score(model: SentenceTransformer, config: ExperimentConfig, data: ExperimentData) -> dict[str, float]:
     """Returns the scores x 100 of a model by name: those of the tasks, for STS their `avg`, and `heldout_mrr`."""
-    size, bf16 = config.evaluation.batch_size, config.evaluation.bf16
-    scores = evaluate_tasks(model, data.tasks, batch_size=size, bf16=bf16)
-    if data.held_out is not None:
-        anchors, positives = (list(data.held_out[name]) for name in ("anchor", "positive"))
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+    size = config.evaluation.batch_size
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=config.evaluation.bf16):
+        scores = evaluate_tasks(model, data.tasks, batch_size=size)
+        if data.held_out is not None:
+            anchors, positives = (list(data.held_out[name]) for name in ("anchor", "positive"))
             scores["heldout_mrr"] = heldout_mrr(model, anchors, positives, batch_size=size)
     return {name: round(value, 4) for name, value in scores.items()}
 

@@ -189,7 +189,7 @@ class Replanner:
             # Rows without embeddings fill batches of their own, in the order that they had.
             new = rows[check_order(order, len(rows), repr(planner))]
             new = self._separated(np.concatenate([new, tail[~np.isin(tail, rows)]]), name)
-        if not self.plans_made:
+        if name not in self._last_parts:  # the first plan of this dataset, whose loss may be its own
             self._check_guard(name, pairs)
         quality = self._measure(name, rows, pairs, new, size, against)
         plan_seconds = time.perf_counter() - began
@@ -214,9 +214,8 @@ class Replanner:
     def _check_guard(self, name: str, pairs: tuple[np.ndarray, np.ndarray]) -> None:
         """Warns where the loss's guard would ignore much of what random batches hold: by the (m, d) unit rows of pairs."""
         margin, view = guard_margin(self.trainer.loss_of(name)), self.trainer.source.options.planned_views[0]
-        if margin is None or not (
-            view is None or view.name == INITIAL
-        ):  # others' embeddings are not what the guard sees
+        of_model = view is None or view.name == INITIAL  # a reference's embeddings are not what the guard sees
+        if margin is None or not of_model:
             return
         drawn = np.random.default_rng(0).permutation(len(pairs[0]))[:_GUARDED_ROWS]
         self.trainer.warn_of_guard(masked_shares(*pairs, drawn[None], Contradictions(margin))["masked"])

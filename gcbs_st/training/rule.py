@@ -22,9 +22,8 @@ class Setting:
     """Whose embeddings are planned on, and what the loss should mask. Batches are as hard as the planner makes them."""
 
     view: str  # "initial" or "model"
-    margin: (
-        float | None
-    )  # of a guarded loss, if the model is a judge at all (MASKED_AT_RANDOM); None for the plain one
+    # Of a guarded loss, if the model is a judge at all (see `MASKED_AT_RANDOM`); None for the plain one.
+    margin: float | None
     why: str
 
     def __str__(self) -> str:
