@@ -16,7 +16,7 @@ from gcbs_st.config import ConfigError, ExperimentConfig, dump_config
 from gcbs_st.experiments.arms import plan_runs
 from gcbs_st.experiments.data import ExperimentData
 from gcbs_st.experiments.runner import Runner, run_all
-from gcbs_st.experiments.tasks import scoring_of
+from gcbs_st.experiments.tasks import HELD_OUT, STS, scoring_of
 from gcbs_st.experiments.training_run import initial_model, score, task_facts
 from gcbs_st.files import read_json, write_json, write_text
 from gcbs_st.records.run_result import RunResult
@@ -184,17 +184,24 @@ def settings_of(sweeps: Sequence[str]) -> list[tuple[str, ...]]:
 def select(config: ExperimentConfig, options: Options, sweeps: Sequence[str], tell: Tell) -> str:
     """Returns a table of the settings of a sweep, the best of each arm marked, by the dev task alone.
 
-    Test tasks are not even read. `selection.json` holds the same. Raises a ConfigError for an arm, a field or a sweep
+    Beside it stands the other figure that a choice may rest on, STS-B dev or pairs that are kept back, where the
+    configuration has it: a setting that wins on one alone has misled. Test tasks are not even read. `selection.json` holds the same. Raises a ConfigError for an arm, a field or a sweep
     that cannot be.
     """
     runs = plan_runs(config, options.arms, options.seeds, options.out, settings_of(sweeps), options.fewer)
     runner = Runner(config, dev_steps=options.dev_steps, dev_only=True, save_models=options.save_models)
     dev = runner.scoring.dev_metric
-    scores: dict[str, dict[str, list[float]]] = {arm: {} for arm in options.arms}
+    others = [STS.dev_metric, HELD_OUT.dev_metric]
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}  # figure -> arm -> setting -> a score each seed
     for run, record in run_all(runs, runner, tell):
-        scores[run.arm].setdefault(" ".join(run.setting), []).append(record.scores[dev])
-    means = {arm: {s: statistics.fmean(values) for s, values in by.items()} for arm, by in scores.items()}
+        for name in dict.fromkeys([dev, *others]):
+            if name in record.scores:
+                by = found.setdefault(name, {arm: {} for arm in options.arms})
+                by[run.arm].setdefault(" ".join(run.setting), []).append(record.scores[name])
+    scores = found.pop(dev)
+    means = _means(scores)
     best = {arm: max(by, key=lambda setting: by[setting]) for arm, by in means.items()}
+    beside = {name: _means(values) for name, values in found.items()}
     write_json(
         options.out / "selection.json",
         {
@@ -204,11 +211,17 @@ def select(config: ExperimentConfig, options: Options, sweeps: Sequence[str], te
             "best": best,
             "mean": means,
             "scores": scores,
+            "beside": found,
         },
     )
     rows = [
-        [arm, setting, f"{mean:.2f}", "best" if setting == best[arm] else ""]
+        [arm, setting, f"{mean:.2f}", *(f"{by_arm[arm][setting]:.2f}" for by_arm in beside.values())]
+        + ["best" if setting == best[arm] else ""]
         for arm, by in means.items()
         for setting, mean in by.items()
     ]
-    return markdown_table(["arm", "setting", dev, ""], rows)
+    return markdown_table(["arm", "setting", dev, *beside, ""], rows)
+
+
+def _means(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, float]]:
+    return {arm: {setting: statistics.fmean(values) for setting, values in by.items()} for arm, by in scores.items()}

@@ -335,6 +335,26 @@ def test_selection_scores_nothing_but_dev(compared, tmp_path, monkeypatch):
     assert ["STSBenchmark-dev"] == [key for key in record if key.startswith("STS") or key == "avg"]
 
 
+@pytest.mark.parametrize("dev", ["sts", "heldout"])
+def test_a_selection_shows_both_figures_that_a_choice_may_rest_on(config, tmp_path, dev):
+    """With pairs kept back, STS-B dev stands beside them, whichever of the two is chosen by; and no other task."""
+    config = dataclasses.replace(
+        config,
+        corpus=dataclasses.replace(config.corpus, held_out=24),
+        evaluation=dataclasses.replace(config.evaluation, dev=dev),
+    )
+    chosen, beside = {"sts": ("STSBenchmark-dev", "heldout_mrr"), "heldout": ("heldout_mrr", "STSBenchmark-dev")}[dev]
+    options = Options(tmp_path / "runs", ("random",), (1,), dev_steps=0)
+    table = select(config, options, ["train.learning_rate=0.001"], lambda line: None)
+    head = [cell.strip() for cell in table.splitlines()[0].split("|")[3:5]]
+    assert [chosen, beside] == head
+    content = json.loads((options.out / "selection.json").read_text())
+    record = json.loads(next(options.out.rglob("results.json")).read_text())
+    assert chosen == content["task"]
+    assert {beside: {"random": {"train.learning_rate=0.001": [record[beside]]}}} == content["beside"]
+    assert "avg" not in record and "SICK-R-dev" not in record
+
+
 def test_one_seed_has_no_intervals_and_models_are_saved_on_demand(config, tmp_path):
     """K = 1 makes a whole report; --save-models keeps models that load."""
     from sentence_transformers import SentenceTransformer
