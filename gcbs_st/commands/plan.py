@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import resource
 import sys
 import time
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gcbs_st.commands.shell import make_parser, run_command
+
+# From more rows than this the figures are estimated, as those that a trainer logs.
+_MEASURED_ROWS = 200_000
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +28,7 @@ EXAMPLE = """
 {program} --anchors A.npy --positives P.npy --batch-size 64 --planner gcbs --out order.npy
 {program} --anchors A.npy --positives P.npy --batch-size 64 --planner gcbs --option quantile=0.99 --seed 1 \\
     --out order.npy
+{program} --anchors A.npy --positives P.npy --batch-size 64 --planner bisect --memory-budget 4GB --out order.npy
 """
 
 
@@ -43,6 +48,12 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st plan") ->
         help="rows that score above this times an anchor's own positive are no negatives of it, as in a guarded loss",
     )
     add("--scale", type=float, default=20.0, help="1 / temperature of the loss (default: %(default)s)")
+    add(
+        "--memory-budget",
+        metavar="SIZE",
+        help="bytes that the process may hold, such as 4GB: more rows than that are planned in cells of near rows, by way "
+        "of a file beside --out",
+    )
     add("--seed", type=int, default=0, help="default: %(default)s")
     add("--out", required=True, help=".npy file of the order")
     arguments = parser.parse_args(argv)
@@ -56,6 +67,8 @@ def _plan(arguments: argparse.Namespace) -> None:
     from gcbs_st.files import write_bytes
     from gcbs_st.planners import check_order, make_planner
     from gcbs_st.planners.base import abilities_of, check_batches, configured
+    from gcbs_st.planners.cells import plan_in_cells
+    from gcbs_st.planners.estimate import estimate_quality
     from gcbs_st.planners.quality import plan_quality
 
     # Memory-mapped, so that a planner that reads in chunks never holds all of them.
@@ -70,8 +83,16 @@ def _plan(arguments: argparse.Namespace) -> None:
     if arguments.margin is not None and not hasattr(made, "contradictions"):
         print(f"--margin: {arguments.planner} plans without it; it is measured only.", file=sys.stderr)
     planner = configured(made, scale=arguments.scale, show_progress=sys.stderr.isatty(), contradictions=against)
-    began = time.perf_counter()
-    order = planner.plan(anchors, positives, arguments.batch_size, np.random.default_rng(arguments.seed))
+    budget = None if arguments.memory_budget is None else parse_bytes(arguments.memory_budget)
+    began, rng = time.perf_counter(), np.random.default_rng(arguments.seed)
+    if budget is None:
+        order = planner.plan(anchors, positives, arguments.batch_size, rng)
+    else:
+        folder = Path(arguments.out).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        order = plan_in_cells(
+            planner, anchors, positives, arguments.batch_size, rng, memory_budget=budget, folder=folder
+        )
     once = abilities_of(planner).covers_each_row_once
     checked = (len(anchors), arguments.planner) if once else (len(anchors), arguments.batch_size, arguments.planner)
     order = (check_order if once else check_batches)(order, *checked)
@@ -84,11 +105,25 @@ def _plan(arguments: argparse.Namespace) -> None:
     write_bytes(Path(arguments.out), content.getvalue())
     record = {"planner": arguments.planner, "seconds": round(seconds, 3), "peak_bytes": peak}
     if len(order) >= arguments.batch_size:
-        measured = plan_quality(
+        # Against all rows it would take longer than the plan where there are many, and hold all of them.
+        measure = plan_quality if budget is None and len(anchors) <= _MEASURED_ROWS else estimate_quality
+        measured = measure(
             anchors, positives, order, arguments.batch_size, scale=arguments.scale, contradictions=against
         )
-        record |= measured.rounded()
+        record |= {**measured.rounded(), "estimated": measure is estimate_quality}
     print(json.dumps(record))
+
+
+def parse_bytes(text: str) -> int:
+    """Returns the bytes of a size such as 500MB or 4GB; raises a ValueError for anything else.
+
+    >>> parse_bytes("4GB"), parse_bytes("1.5 MB"), parse_bytes("1000")
+    (4000000000, 1500000, 1000)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise ValueError(f"--memory-budget: got {text!r}, expected a size such as 500MB or 4GB.")
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
 
 
 def parse_option(text: str) -> tuple[str, object]:

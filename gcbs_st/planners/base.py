@@ -56,6 +56,8 @@ class BasePlanner:
     splits: ClassVar[bool] = False
     # Nothing but products of anchors with positives is asked for, so that two views can be planned on at once.
     plans_on_products: ClassVar[bool] = True
+    # Nothing but anchor + positive on the main axes of all pairs is asked for.
+    plans_on_axes: ClassVar[bool] = False
 
     @property
     def needs_embeddings(self) -> bool:
@@ -84,6 +86,11 @@ class BasePlanner:
         """Returns what `plan` returns, of rows that were checked."""
         raise NotImplementedError
 
+    def bytes_needed(self, row_count: int, dimensions: int) -> int:
+        """Returns about how many bytes a plan of so many rows takes at its peak, beside the embeddings given."""
+        # Both columns in float32, and a graph of some dozens of neighbours in both directions.
+        return row_count * (8 * dimensions + 4096)
+
 
 @dataclass(frozen=True)
 class Abilities:
@@ -93,6 +100,7 @@ class Abilities:
     needs_embeddings: bool  # the order depends on the embeddings
     covers_each_row_once: bool  # the order is a bijection
     plans_on_products: bool  # it asks for nothing but products of anchors with positives
+    plans_on_axes: bool  # it asks for nothing but anchor + positive on the main axes of all pairs
     clusters_per_batch: int | None  # clusters that make a batch; None for a planner that knows no clusters
 
 
@@ -104,7 +112,7 @@ def abilities_of(planner: Planner) -> Abilities:
     Abilities(splits=True, ..., clusters_per_batch=2)
     """
     usual = BasePlanner()
-    known = ("splits", "needs_embeddings", "covers_each_row_once", "plans_on_products")
+    known = ("splits", "needs_embeddings", "covers_each_row_once", "plans_on_products", "plans_on_axes")
     said = {name: bool(getattr(planner, name, getattr(usual, name))) for name in known}
     return Abilities(**said, clusters_per_batch=getattr(planner, "clusters_per_batch", None))
 
@@ -205,12 +213,17 @@ def check_pairs(anchors: np.ndarray, positives: np.ndarray, batch_size: int) -> 
     The same object twice where the input was. Raises a ValueError for different shapes, a batch size below 1, or rows
     that `check_rows` refuses.
     """
+    check_shapes(anchors, positives, batch_size)
+    unit_anchors = check_rows(anchors, "anchors")
+    return unit_anchors, unit_anchors if positives is anchors else check_rows(positives, "positives")
+
+
+def check_shapes(anchors: np.ndarray, positives: np.ndarray, batch_size: int) -> None:
+    """Raises a ValueError for arrays of different shapes, or a batch size below 1."""
     if anchors.shape != positives.shape:
         raise ValueError(f"anchors have shape {anchors.shape} but positives {positives.shape}, expected equal shapes.")
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}, expected at least 1.")
-    unit_anchors = check_rows(anchors, "anchors")
-    return unit_anchors, unit_anchors if positives is anchors else check_rows(positives, "positives")
 
 
 def row_norms(embeddings: np.ndarray) -> np.ndarray:

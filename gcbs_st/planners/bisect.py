@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from gcbs_st.planners.algorithms.clusters import cluster_size_of, draw_rest, finish_order
-from gcbs_st.planners.algorithms.trees import grow_trees, project_pairs
+from gcbs_st.planners.algorithms.trees import DIMS, grow_trees, project_pairs
 from gcbs_st.planners.base import BasePlanner, check_least
 
 
@@ -43,6 +43,7 @@ class BisectPlanner(BasePlanner):
     """
 
     plans_on_products: ClassVar[bool] = False
+    plans_on_axes: ClassVar[bool] = True
 
     trees: int = 4
     clusters_per_batch: int = 1
@@ -63,3 +64,7 @@ class BisectPlanner(BasePlanner):
             points = project_pairs(anchors, positives, rows, rng, threads=self.threads)
             rows = rows[grow_trees(points, size, rng, trees=self.trees, threads=self.threads)]
         return finish_order(rows, rest, size, batch_size, rng)
+
+    def bytes_needed(self, row_count: int, dimensions: int) -> int:
+        """Returns about how many bytes a plan takes beside the embeddings: points in float32 and three orders."""
+        return row_count * (4 * min(dimensions, DIMS) + 48)

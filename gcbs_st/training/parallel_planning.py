@@ -54,7 +54,7 @@ def plan_with_all(
             batches = len(anchors) // batch_size
             counts = [batch_size * (batches * (i + 1) // ranks - batches * i // ranks) for i in range(ranks)]
             points = project_pairs(anchors, positives, np.arange(len(anchors)), rng)
-            order, seed = cut_cells(points, counts, rng), int(rng.integers(2**31))
+            order, seed = cut_cells(points, counts, rng)[0], int(rng.integers(2**31))
             against = against.of(order)
     # Of what contradicts all ranks get all but the embeddings of a judge, which are as large as the rows' own.
     told, judged = replace(against, judge=None), against.judge is not None

@@ -60,7 +60,8 @@ def test_more_trees_are_not_looser():
 def test_exactly_half_is_taken(half):
     """The largest go left, equal ones in their order, never more than asked for."""
     for scores in ([3, 1, 2, 5, 4, 0, 6, 9], [1] * 8, [2, 1, 1, 1, 2, 1, 1, 0]):
-        taken = trees._take_largest(np.array(scores, dtype=np.float32), half)
+        taken, threshold = trees._take_largest(np.array(scores, dtype=np.float32), half)
+        assert threshold == sorted(scores, reverse=True)[half]
         assert sorted(range(8), key=lambda i, s=scores: (-s[i], i))[:half] == sorted(
             np.flatnonzero(taken), key=lambda i, s=scores: (-s[i], i)
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -50,23 +51,53 @@ def grow_trees(
     return best
 
 
-def cut_cells(points: np.ndarray, sizes: Sequence[int], rng: np.random.Generator) -> np.ndarray:
-    """Returns (m,) int64, an order of the points whose blocks are cells of 2-means of given sizes.
+class CellTree(NamedTuple):
+    """The bisectors of some cells, by which further points find theirs; the root is node 0."""
+
+    directions: np.ndarray  # (cells - 1, dims) float32, of the nodes
+    thresholds: np.ndarray  # (cells - 1,) float32: left goes what has a larger product with the direction
+    children: np.ndarray  # (cells - 1, 2) int32, the nodes to the left and to the right; ~c is the cell c
+
+
+def cut_cells(points: np.ndarray, sizes: Sequence[int], rng: np.random.Generator) -> tuple[np.ndarray, CellTree]:
+    """Returns (m,) int64, an order of the points whose blocks are cells of 2-means of given sizes, and their bisectors.
 
     `points` are (m, dims) float32 and are reordered in place; `sizes`, which may be 0, add up to m. Cost: O(m dims
     log(cells)) time.
     """
     rows, seed, bounds = np.arange(len(points)), int(rng.integers(2**31)), np.cumsum([0, *sizes])
-    nodes = [(0, len(sizes))]
+    directions = np.zeros((len(sizes) - 1, points.shape[1]), np.float32)
+    thresholds, children = np.zeros(len(directions), np.float32), np.zeros((len(directions), 2), np.int32)
+    nodes, used = [(0, len(sizes), 0)], 1
     while nodes:
-        first, last = nodes.pop()
-        if last - first > 1:
-            middle = (first + last) // 2
-            cut = (int(bounds[first]), int(bounds[middle]), int(bounds[last]))
-            if cut[0] < cut[1] < cut[2]:
-                _split_node(points, rows, cut, _SETTINGS, seed)
-            nodes += [(first, middle), (middle, last)]
-    return rows
+        first, last, node = nodes.pop()
+        if last - first == 1:
+            continue
+        middle = (first + last) // 2
+        cut = (int(bounds[first]), int(bounds[middle]), int(bounds[last]))
+        if cut[0] < cut[1] < cut[2]:
+            directions[node], thresholds[node] = _split_node(points, rows, cut, _SETTINGS, seed)
+        for side, (low, high) in enumerate(((first, middle), (middle, last))):
+            children[node, side] = ~low if high - low == 1 else used
+            nodes.append((low, high, used))
+            used += high - low > 1
+    return rows, CellTree(directions, thresholds, children)
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def find_cells(points: np.ndarray, tree: CellTree) -> np.ndarray:
+    """Returns (m,) int32, the cell of each of the (m, dims) float32 points, in O(m dims log(cells))."""
+    m, dims = points.shape
+    cells = np.zeros(m, np.int32)
+    for s in range(m if len(tree.thresholds) else 0):
+        node = 0
+        while node >= 0:
+            total = np.float32(0)
+            for c in range(dims):
+                total += points[s, c] * tree.directions[node, c]
+            node = tree.children[node, 0 if total > tree.thresholds[node] else 1]
+        cells[s] = ~node
+    return cells
 
 
 def project_pairs(
@@ -74,21 +105,14 @@ def project_pairs(
 ) -> np.ndarray:
     """Returns (m, min(128, d)) float32: anchor + positive of each of the ascending `rows` on the pairs' main axes.
 
-    The axes are the leading eigenvectors of the covariance of 16,384 rows drawn at random. Works in chunks, so that
-    half precision and memory maps are never held as a whole float32 copy. Cost: O(m d 128) time, O(128 m) memory. The
-    result does not depend on `threads`.
+    The axes are those of `find_axes`. Works in chunks, so that half precision and memory maps are never held as a
+    whole float32 copy. Cost: O(m d 128) time, O(128 m) memory. The result does not depend on `threads`.
     """
-    d = anchors.shape[1]
-    points = np.empty((len(rows), min(DIMS, d)), np.float32)
+    points = np.empty((len(rows), min(DIMS, anchors.shape[1])), np.float32)
     whole = len(rows) == len(anchors)
     # One BLAS thread, because sums in another order would be another plan.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(count_threads(threads)) as pool:
-        axes: np.ndarray | None = None
-        if DIMS < d:
-            picked = np.sort(rng.choice(rows, min(len(rows), _AXES_ROWS), replace=False))
-            drawn = anchors[picked].astype(np.float32) + positives[picked].astype(np.float32)
-            drawn -= drawn.mean(axis=0)
-            axes = np.ascontiguousarray(np.linalg.eigh(drawn.T @ drawn)[1][:, ::-1][:, :DIMS])
+        axes = find_axes(anchors, positives, rows, rng)
 
         def project(start: int) -> None:
             taken = slice(start, start + _CHUNK_ROWS) if whole else rows[start : start + _CHUNK_ROWS]
@@ -97,6 +121,21 @@ def project_pairs(
 
         list(pool.map(project, range(0, len(rows), _CHUNK_ROWS)))
     return points
+
+
+def find_axes(
+    anchors: np.ndarray, positives: np.ndarray, rows: np.ndarray, rng: np.random.Generator
+) -> np.ndarray | None:
+    """Returns (d, 128) float32, the main axes of anchor + positive of the rows, or None where d is at most 128.
+
+    They are the leading eigenvectors of the covariance of 16,384 of the rows, drawn by `rng`. Cost: O(16384 d^2).
+    """
+    if anchors.shape[1] <= DIMS:
+        return None
+    picked = np.sort(rng.choice(rows, min(len(rows), _AXES_ROWS), replace=False))
+    drawn = anchors[picked].astype(np.float32) + positives[picked].astype(np.float32)
+    drawn -= drawn.mean(axis=0)
+    return np.ascontiguousarray(np.linalg.eigh(drawn.T @ drawn)[1][:, ::-1][:, :DIMS])
 
 
 @njit(cache=True, nogil=True, fastmath=True)
@@ -166,8 +205,8 @@ def _find_direction(points: np.ndarray, half: int, settings: tuple, state: np.ui
 
 
 @njit(cache=True, nogil=True)
-def _take_largest(scores: np.ndarray, half: int) -> np.ndarray:
-    """Returns a mask of exactly `half` of the largest scores; of equal ones the first."""
+def _take_largest(scores: np.ndarray, half: int) -> tuple:  # type: ignore[type-arg]
+    """Returns a mask of exactly `half` of the largest scores, of equal ones the first, and the largest that is left."""
     threshold = _select(scores.copy(), half)
     ties = half
     for score in scores:
@@ -177,12 +216,15 @@ def _take_largest(scores: np.ndarray, half: int) -> np.ndarray:
         tied = scores[s] == threshold and ties > 0
         ties -= tied
         taken[s] = tied or scores[s] > threshold
-    return taken
+    return taken, threshold
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _split_node(points: np.ndarray, rows: np.ndarray, cut: tuple, settings: tuple, seed: int) -> None:  # type: ignore[type-arg]
-    """Reorders points and rows from cut[0] to cut[2] so that one side of the bisector comes before cut[1]."""
+def _split_node(points: np.ndarray, rows: np.ndarray, cut: tuple, settings: tuple, seed: int) -> tuple:  # type: ignore[type-arg]
+    """Reorders points and rows from cut[0] to cut[2] so that one side of the bisector comes before cut[1].
+
+    Returns the bisector's direction and the largest product with it on the other side.
+    """
     low, half, m, dims = cut[0], cut[1] - cut[0], cut[2] - cut[0], points.shape[1]
     # A state that depends on the node's place alone, so that threads may take the nodes in any order.
     state = np.uint64(seed) + np.uint64(low) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(cut[2])
@@ -195,7 +237,7 @@ def _split_node(points: np.ndarray, rows: np.ndarray, cut: tuple, settings: tupl
         for c in range(dims):
             total += points[low + s, c] * direction[c]
         scores[s] = total
-    goes_left = _take_largest(scores, half)
+    goes_left, threshold = _take_largest(scores, half)
     j = m - 1
     for s in range(half):
         if goes_left[s]:
@@ -206,6 +248,7 @@ def _split_node(points: np.ndarray, rows: np.ndarray, cut: tuple, settings: tupl
         for c in range(dims):
             points[low + s, c], points[low + j, c] = points[low + j, c], points[low + s, c]
         j -= 1
+    return direction, threshold
 
 
 @njit(cache=True, nogil=True)

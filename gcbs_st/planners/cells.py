@@ -1,0 +1,360 @@
+"""Plans of more rows than memory holds: cells of near rows are cut first, and each is planned by itself.
+
+In: embeddings, which may be memory maps, a planner and how much memory may be used. Out: an order of the rows.
+A sample of the rows is cut into cells by the first levels of a bisection; one pass over all rows sends each down the same
+bisectors, and writes what the planner needs of it to disk, cell by cell; then each cell is read and planned. What fills
+no batch in its cell is planned together at the end, so that no batch is short.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import psutil
+from threadpoolctl import threadpool_limits
+
+from gcbs_st.planners.algorithms.contradictions import Contradictions
+from gcbs_st.planners.algorithms.trees import DIMS, CellTree, cut_cells, find_axes, find_cells
+from gcbs_st.planners.base import (
+    BasePlanner,
+    Planner,
+    abilities_of,
+    check_rows,
+    check_shapes,
+    configured,
+    count_threads,
+    order_checked_rows,
+)
+
+_CHUNK_ROWS = 2048
+# Rows that the bisectors are found on, and at least so many of each cell, which then differ by a few percent in size.
+_SAMPLE_ROWS, _SAMPLE_PER_CELL = 65536, 256
+# A cell is planned for that many times its mean number of rows; what is larger all the same is cut by its rows' numbers.
+_SPREAD = 1.2
+# Bytes that wait in memory to be written, of all cells together.
+_BUFFERED = 64 * 2**20
+# Of each row, in the result and while the rows are sorted by their cells.
+_BYTES_PER_ROW = 32
+# Whatever is planned, numba and BLAS take so much for themselves.
+_OVERHEAD = 128 * 2**20
+
+
+def plan_in_cells(
+    planner: Planner,
+    anchors: np.ndarray,
+    positives: np.ndarray,
+    batch_size: int,
+    rng: np.random.Generator,
+    *,
+    memory_budget: int,
+    folder: Path | None = None,
+) -> np.ndarray:
+    """Returns a planner's order of rows, while the process holds at most `memory_budget` bytes.
+
+    `anchors` and `positives` are (n, d) floats, which may be memory maps. Where embeddings and plan fit, the order is
+    the planner's own. Otherwise it is made cell by cell, from a copy of the rows on disk, a quarter of a kilobyte each
+    for `bisect` and as large as the embeddings for others, in a file of `folder`, the system's for temporary ones if
+    None, that is gone when the process is. What the process holds when it is called counts as well.
+
+    Raises a ValueError for input that cannot be planned, see `check_pairs`, for a budget that holds not even small
+    cells, and for a folder without room.
+
+    Cost beside the planner's own: O(n d 128) time, and reading the embeddings once.
+    """
+    check_shapes(anchors, positives, batch_size)
+    n, d = anchors.shape
+    held = anchors.nbytes + (0 if positives is anchors else positives.nbytes)
+    mapped = sum(_map_of(side) is not None and side.nbytes or 0 for side in (anchors, positives))
+    free = memory_budget - psutil.Process().memory_info().rss - _OVERHEAD
+    if min(held, mapped) + _bytes_needed(planner, n, d) <= free or n <= 2 * batch_size:
+        return np.asarray(planner.plan(anchors, positives, batch_size, rng))
+    content = _Content.of(planner, anchors, positives)
+    most = _most_rows(planner, content, n, d, free, memory_budget, batch_size)
+    return plan_by_cells(planner, anchors, positives, batch_size, rng, most_rows=most, folder=folder)
+
+
+def plan_by_cells(
+    planner: Planner,
+    anchors: np.ndarray,
+    positives: np.ndarray,
+    batch_size: int,
+    rng: np.random.Generator,
+    *,
+    most_rows: int,
+    folder: Path | None = None,
+) -> np.ndarray:
+    """Returns what `plan_in_cells` returns, from cells of at most `most_rows` rows."""
+    n = len(anchors)
+    content = _Content.of(planner, anchors, positives)
+    cells = math.ceil(n / most_rows * _SPREAD)
+    _check_room(folder, n * content.row_bytes)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        tree, axes = _grow_tree(anchors, positives, cells, rng)
+        spill = _Spill(file, cells, content, n)
+        threads = count_threads(getattr(planner, "threads", 0))
+        of_row = np.empty(n, np.uint16 if cells < 2**16 else np.int32)
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+            for rows, found, arrays in _route(anchors, positives, axes, tree, content, pool, threads):
+                of_row[rows] = found
+                spill.add(found, arrays)
+        spill.flush()
+        return _plan_cells(planner, of_row, spill, most_rows, batch_size, rng)
+
+
+def plan_cell(  # noqa: PLR0913 - what a planner takes, and which rows they are
+    planner: Planner,
+    against: Contradictions | None,
+    rows: np.ndarray,
+    anchors: np.ndarray,
+    positives: np.ndarray,
+    batch_size: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Returns a planner's order of a cell's checked embeddings; `against` is what contradicts of all rows.
+
+    `rows` are the numbers of the cell's rows among all of them.
+    """
+    if against:
+        planner = configured(planner, contradictions=against.of(rows))
+    return order_checked_rows(planner, anchors, positives, batch_size, rng)
+
+
+def _bytes_needed(planner: Planner, row_count: int, dimensions: int) -> int:
+    """What a planner says that it takes, or what most take."""
+    asked = getattr(planner, "bytes_needed", BasePlanner().bytes_needed)
+    return int(asked(row_count, dimensions))
+
+
+class _Content(NamedTuple):
+    """What a planner needs of each row, as it is written to disk."""
+
+    widths: tuple[int, ...]  # numbers per row, of each array
+    dtype: np.dtype
+    on_axes: bool  # the pair on the main axes, and not the embeddings
+
+    @classmethod
+    def of(cls, planner: Planner, anchors: np.ndarray, positives: np.ndarray) -> _Content:
+        d = anchors.shape[1]
+        if abilities_of(planner).plans_on_axes:
+            return cls((min(d, DIMS),), np.dtype(np.float16), True)
+        return cls((d,) if positives is anchors else (d, d), np.result_type(anchors, positives), False)
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(self.widths) * self.dtype.itemsize
+
+
+def _most_rows(
+    planner: Planner, content: _Content, n: int, d: int, free: int, memory_budget: int, batch_size: int
+) -> int:
+    """The rows of a cell that a plan has memory for, a multiple of the batch size."""
+    width = max(content.widths) if content.on_axes else d
+    # Chunks under way, in both precisions, and the sample.
+    threads = count_threads(getattr(planner, "threads", 0))
+    passing = 3 * threads * _CHUNK_ROWS * (12 * d + 8 * DIMS) + _SAMPLE_ROWS * 4 * (DIMS + d)
+    left = free - n * _BYTES_PER_ROW - _BUFFERED
+    low, high = 0, n
+    while low < high:
+        middle = (low + high + 1) // 2
+        enough = middle * content.row_bytes + _bytes_needed(planner, middle, width) <= left
+        low, high = (middle, high) if enough else (low, middle - 1)
+    least = 2 * batch_size
+    if low < least or passing > free:
+        small = least * content.row_bytes + _bytes_needed(planner, least, width)
+        needed = memory_budget - free + n * _BYTES_PER_ROW + _BUFFERED + max(small, passing)
+        raise ValueError(
+            f"memory_budget: got {memory_budget / 1e9:.2f} GB, expected at least {needed / 1e9:.2f} GB for {n} rows of {d} "
+            f"dimensions in batches of {batch_size}: cells are no smaller than two batches, and what the process holds "
+            "already counts. Give more, or make the batches smaller."
+        )
+    return low // batch_size * batch_size
+
+
+def _check_room(folder: Path | None, needed: int) -> None:
+    """Raises a ValueError where the rows' copy does not fit on the disk."""
+    where = Path(tempfile.gettempdir() if folder is None else folder)
+    room = shutil.disk_usage(where).free
+    if room < needed:
+        raise ValueError(
+            f"folder: {where} has {room / 1e9:.1f} GB left, expected at least {needed / 1e9:.1f} GB, for a copy of what is "
+            "planned on. Name a folder of a larger disk, or give more memory."
+        )
+
+
+def _grow_tree(
+    anchors: np.ndarray, positives: np.ndarray, cells: int, rng: np.random.Generator
+) -> tuple[CellTree, np.ndarray | None]:
+    """The bisectors of cells of a sample, and the axes that they are on."""
+    n = len(anchors)
+    picked = np.sort(rng.choice(n, min(n, max(_SAMPLE_ROWS, _SAMPLE_PER_CELL * cells)), replace=False))
+    with threadpool_limits(1, "blas"):
+        axes = find_axes(anchors, positives, picked, rng)
+        _forget(anchors, positives)
+        points = []
+        for part in np.array_split(picked, -(-len(picked) // _CHUNK_ROWS)):
+            points.append(_on_axes(_read(anchors, part), _read(positives, part), axes))
+            _forget(anchors, positives)
+    bounds = np.linspace(0, len(picked), cells + 1).astype(int)
+    return cut_cells(np.concatenate(points), np.diff(bounds).tolist(), rng)[1], axes
+
+
+def _on_axes(anchors: np.ndarray, positives: np.ndarray, axes: np.ndarray | None) -> np.ndarray:
+    pairs = np.add(anchors, positives, dtype=np.float32)
+    return pairs if axes is None else pairs @ axes
+
+
+def _read(array: np.ndarray, rows: slice | np.ndarray) -> np.ndarray:
+    """Unit rows, checked, in memory."""
+    where = f"rows {rows.start} to {rows.stop - 1}" if isinstance(rows, slice) else f"{len(rows)} rows drawn at random"
+    return check_rows(np.array(array[rows]), f"embeddings, {where}")
+
+
+def _route(  # noqa: PLR0913 - one pass, with all that it needs
+    anchors: np.ndarray,
+    positives: np.ndarray,
+    axes: np.ndarray | None,
+    tree: CellTree,
+    content: _Content,
+    pool: ThreadPoolExecutor,
+    threads: int,
+) -> Iterator[tuple[slice, np.ndarray, list[np.ndarray]]]:
+    """Yields for each chunk of rows where it lies, the cell of each row, and what is to be written of it."""
+
+    def chunk(start: int) -> tuple[slice, np.ndarray, list[np.ndarray]]:
+        rows = slice(start, min(start + _CHUNK_ROWS, len(anchors)))
+        left = _read(anchors, rows)
+        right = left if positives is anchors else _read(positives, rows)
+        points = _on_axes(left, right, axes)
+        found = find_cells(points, tree)
+        # Halves, so that the sum of a row with itself is the pair again.
+        arrays = [points / 2] if content.on_axes else [left, right][: len(content.widths)]
+        return rows, found, [array.astype(content.dtype, copy=False) for array in arrays]
+
+    starts = range(0, len(anchors), _CHUNK_ROWS)
+    window = 2 * threads
+    for first in range(0, len(starts), window):
+        yield from pool.map(chunk, starts[first : first + window])
+        _forget(anchors, positives)
+
+
+class _Spill:
+    """Rows on disk, cell by cell, in the order in which they came.
+
+    The file is a row of extents, each of one cell and written when it is full.
+    """
+
+    def __init__(self, file: IO[bytes], cells: int, content: _Content, row_count: int) -> None:
+        self._file, self._content = file, content
+        self._rows = max(1, min(_BUFFERED // (cells * content.row_bytes), row_count))  # per extent
+        self._buffers: list[list[list[np.ndarray]]] = [[] for _ in range(cells)]
+        self._waiting = np.zeros(cells, np.int64)
+        self._extents: list[list[tuple[int, int]]] = [[] for _ in range(cells)]  # where each begins, and its rows
+        self._end = 0
+
+    def add(self, cells: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
+        """Takes the (m, width) arrays of rows and their (m,) cells."""
+        order = np.argsort(cells, kind="stable")
+        held = cells[order]
+        bounds = np.flatnonzero(np.diff(held, prepend=-1, append=-2))
+        for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+            cell = int(held[low])
+            self._buffers[cell].append([array[order[low:high]] for array in arrays])
+            self._waiting[cell] += high - low
+            if self._waiting[cell] >= self._rows:
+                self._write(cell)
+
+    def flush(self) -> None:
+        """Writes what still waits."""
+        for cell in np.flatnonzero(self._waiting):
+            self._write(int(cell))
+
+    def _write(self, cell: int) -> None:
+        count = int(self._waiting[cell])
+        for parts in zip(*self._buffers[cell], strict=True):
+            self._file.write(np.concatenate(parts).tobytes())
+        self._extents[cell].append((self._end, count))
+        self._end += count * self._content.row_bytes
+        self._buffers[cell], self._waiting[cell] = [], 0
+
+    def read(self, cell: int, first: int, last: int) -> list[np.ndarray]:
+        """Returns the (last - first, width) arrays of some rows of a cell, by their places in it."""
+        arrays = [np.empty((last - first, width), self._content.dtype) for width in self._content.widths]
+        place = 0  # of the extent's first row
+        for begins, count in self._extents[cell]:
+            low, high = max(first, place), min(last, place + count)
+            if low < high:
+                at = begins
+                for array, width in zip(arrays, self._content.widths, strict=True):
+                    bytes_each = width * self._content.dtype.itemsize
+                    self._file.seek(at + (low - place) * bytes_each)
+                    self._file.readinto(array[low - first : high - first].view(np.uint8))  # type: ignore[attr-defined]
+                    at += count * bytes_each
+            place += count
+        return arrays
+
+
+def _plan_cells(
+    planner: Planner, of_row: np.ndarray, spill: _Spill, most: int, batch_size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The order of all rows, whose cells are on disk."""
+    once = abilities_of(planner).covers_each_row_once
+    against: Contradictions | None = getattr(planner, "contradictions", None)
+    order = np.empty(len(of_row), np.int64)
+    end, seed, number = 0, int(rng.integers(2**31)), 0
+    left_rows: list[np.ndarray] = []
+    left_arrays: list[list[np.ndarray]] = []
+    by_cell = np.argsort(of_row, kind="stable")
+    bounds = np.cumsum([0, *np.bincount(of_row)])
+    for cell, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        members = by_cell[low:high]
+        # Rows of one text all go one way: a cell may hold more than its share, and alike rows need no plan.
+        for part in np.array_split(np.arange(len(members)), max(1, -(-len(members) // most))):
+            if len(part) == 0:
+                continue
+            rows = members[part]
+            arrays = spill.read(cell, int(part[0]), int(part[-1]) + 1)
+            own_rng = np.random.default_rng([seed, number])
+            planned = plan_cell(planner, against, rows, arrays[0], arrays[-1], batch_size, own_rng)
+            whole = len(planned) // batch_size * batch_size
+            order[end : end + whole] = rows[planned[:whole]]
+            end, number = end + whole, number + 1
+            if once:
+                rest = np.sort(planned[whole:])
+                left_rows.append(rows[rest])
+                left_arrays.append([array[rest] for array in arrays])
+    if once:
+        rows = np.concatenate(left_rows)
+        arrays = [np.concatenate(parts) for parts in zip(*left_arrays, strict=True)]
+        own_rng = np.random.default_rng([seed, number])
+        order[end:] = rows[plan_cell(planner, against, rows, arrays[0], arrays[-1], batch_size, own_rng)]
+        end = len(order)
+    return order[:end]
+
+
+def _map_of(array: np.ndarray) -> mmap.mmap | None:
+    """The memory map that an array is a part of, or None."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, mmap.mmap) else None
+
+
+def _forget(*arrays: np.ndarray) -> None:
+    """Gives back the pages of memory maps that were read, which would count as memory of the process."""
+    for array in arrays:
+        found = _map_of(array)
+        # What was written to a map of its own ("c") would be lost with its pages.
+        if (
+            found is not None
+            and not (isinstance(array, np.memmap) and array.mode == "c")
+            and hasattr(mmap, "MADV_DONTNEED")
+        ):
+            found.madvise(mmap.MADV_DONTNEED)
