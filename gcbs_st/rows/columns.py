@@ -96,6 +96,19 @@ def read_columns(dataset: Dataset, rows: np.ndarray, names: Sequence[str]) -> li
     return values
 
 
+def has_one_text(dataset: Dataset, label_columns: Sequence[str] = ()) -> bool:
+    """Returns whether a row's anchor is its positive, as in unsupervised SimCSE, where dropout makes two of one text.
+
+    One column of texts, or two that hold the same text in each of 1,000 rows spread over the dataset.
+    """
+    names = text_names(dataset, label_columns)
+    if len(names) != 2:
+        return len(names) == 1
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), 1000)).astype(int))
+    anchors, positives = read_columns(dataset, rows, names)
+    return all(isinstance(text, str) and text == other for text, other in zip(anchors, positives, strict=True))
+
+
 def refuse_numbers(dataset: Dataset, names: Sequence[str], dataset_name: str | None = None) -> None:
     """Raises a ValueError if a column that would be embedded as text holds numbers or nothing in its first row."""
     row = dataset[0] if len(dataset) else {}

@@ -92,8 +92,9 @@ class PlanningArguments(_Host):
     planner. Batches are always full, `dataloader_drop_last` or not.
 
     Args:
-        planner: a name of `gcbs_st.planners.available()`, "auto" for the planner and view that our study supports for
-            model and rows (see `gcbs_st.training.rule`; what it stands for is logged), or an object with a `plan` method.
+        planner: a name of `gcbs_st.planners.available()`, "auto" for the planner and view that our experiments support for
+            model and rows (see `gcbs_st.training.rule`; what it stands for is logged), which are random batches where a
+            row is one text and dropout makes a pair of it; or an object with a `plan` method.
         planner_options: keyword arguments of the planner's constructor, as a dict or JSON.
         planner_columns: the two text columns that are planned on, anchors first, as a list or JSON; of several
             datasets for all of them, or a mapping of dataset name to such a list, in which a dataset may be left

@@ -27,7 +27,7 @@ from gcbs_st.embeddings.views import View, sentence_embedding
 from gcbs_st.planners.algorithms.clusters import clusters_at
 from gcbs_st.planners.base import abilities_of, configured, order_checked_rows
 from gcbs_st.ranks import wait_for_all
-from gcbs_st.rows.columns import TextColumn, text_names
+from gcbs_st.rows.columns import TextColumn, has_one_text, text_names
 from gcbs_st.rows.row_ids import ROWS_KEY, number_rows
 from gcbs_st.rows.training_set import parts_of, require_map_style
 from gcbs_st.training.arguments import PlanningArguments
@@ -69,6 +69,7 @@ class PlannedTraining(PlannedLoading):
         self._run_folder: Path | None = None
         self.row_memory = RowMemory(self, super().collect_features)
         self.began = 0.0
+        self._of_one_text: dict[str, bool] = {}
         self._take_planner(args if args is not None else self.training_args_class("unused"))
         super().__init__(model, args, train_dataset, *rest, **kwargs)
         vars(self.args)["claimed"] = True
@@ -259,6 +260,18 @@ class PlannedTraining(PlannedLoading):
         texts = max(len(text_names(dataset, labels)) for dataset in parts_of(self.train_dataset).values())
         return supported_setting(self.model, has_negatives=texts > 2)
 
+    def leaves_random(self, name: str) -> bool:
+        """Whether "auto" leaves the batches of a dataset to chance: dropout makes pairs of its single texts.
+
+        Unsupervised training lost by planned batches (docs/results.md), whatever view they were planned on.
+        """
+        if self.args.planner != AUTO or self.args.planner_columns is not None or self.plans_differently:
+            return False
+        if name not in self._of_one_text:
+            dataset = parts_of(self.train_dataset)[name]
+            self._of_one_text[name] = has_one_text(dataset, self.data_collator.valid_label_columns)
+        return self._of_one_text[name]
+
     def _begin_training(self) -> None:
         """Opens what is kept of rows; on all ranks, where no user can come alone."""
         # Again, where the host starts anew with smaller batches after it ran out of memory.
@@ -266,12 +279,23 @@ class PlannedTraining(PlannedLoading):
         for name in self.planned_samplers:
             self.check_clusters(name)
         losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
-        if (setting := self.auto_setting) is not None and self.planned_samplers and self.is_world_process_zero():
+        if self.is_world_process_zero():
+            self._say_what_auto_is()
+        if self.planned_samplers or any(find_row_losses(loss) for loss in losses):
+            self.row_memory.open(self._run_folder or Path(str(self.args.output_dir)))
+
+    def _say_what_auto_is(self) -> None:
+        left = [name for name in self.planned_samplers if self.leaves_random(name)]
+        for name in left:
+            logger.info(
+                "planner: auto leaves the batches of %s random: its rows are one text each, and training on two views "
+                "of one text lost by planned batches. Name a planner to plan them all the same.",
+                name or "the training set",
+            )
+        if (setting := self.auto_setting) is not None and len(left) < len(self.planned_samplers):
             field = "planner" if self.args.planner == AUTO else "planner_view"
             what = f"{PLANNER!r} with " if field == "planner" else ""
             logger.info("%s: auto stands for %s%s.", field, what, setting)
-        if self.planned_samplers or any(find_row_losses(loss) for loss in losses):
-            self.row_memory.open(self._run_folder or Path(str(self.args.output_dir)))
 
     def check_clusters(self, name: str) -> None:
         """Raises a ValueError if a batch cannot be made of as many clusters as the planner is asked for."""

@@ -103,7 +103,7 @@ class Replanner:
         planned = stop - start * sampler.batch_size
         able, rng = abilities_of(self.trainer.planner), sampler.rng(_PLAN, sampler.plan_count, index)
         size, once = self.trainer.contrast_size(name), able.covers_each_row_once
-        cluster_size = self._cluster_size(size) if plan else 1
+        cluster_size = self._cluster_size(size) if plan and not self.trainer.leaves_random(name) else 1
         if cluster_size == 1 or not (able.needs_embeddings or self.trainer.plans_differently):
             new = self._separated(rng.permutation(np.sort(tail[:planned])), name)  # needs no embeddings
         elif self._only_redeals(sampler, cluster_size, once):

@@ -87,7 +87,8 @@ class RowMemory:
 
     def _embeds_rows(self) -> bool:
         """Whether any plan will ask for embeddings."""
-        return abilities_of(self.trainer.planner).needs_embeddings or self.trainer.plans_differently
+        asked = abilities_of(self.trainer.planner).needs_embeddings or self.trainer.plans_differently
+        return asked and not all(map(self.trainer.leaves_random, parts_of(self.trainer.train_dataset)))
 
     def _views_of(self) -> list[Any]:
         """The views of the arguments, with that of the rule in the place of "auto"."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_static_model
+from datasets import DatasetDict
 from recorded import RecordingTrainer, weights_hash
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -438,6 +439,38 @@ def test_the_planner_auto_is_planner_and_view(tmp_path, pairs, own_cache, bert_f
     assert "model" == GCBSTrainingArguments(str(tmp_path)).to_dict()["planner_view"]
     with pytest.raises(ValueError, match="planner_options: got .* with planner='auto', which chooses them itself"):
         GCBSTrainingArguments(str(tmp_path), planner="auto", planner_options={"trees": 2})
+
+
+@pytest.mark.parametrize("columns", [["anchor", "same"], ["anchor", "positive"], ["anchor", "same", "positive"]])
+def test_auto_leaves_rows_of_one_text_to_chance(tmp_path, pairs, own_cache, bert_folder, caplog, columns):
+    """Dropout makes the pair: random batches, without a pass that embeds; named planners plan such rows as they did."""
+    caplog.set_level("INFO", "gcbs_st")
+    rows = pairs.add_column("same", pairs["anchor"]).select_columns(columns)
+    given = {"max_steps": 3, "planner_options": None, "planner_view": None}
+
+    def trained(folder, planner):
+        return train(tmp_path / folder, rows, SentenceTransformer(bert_folder, device="cpu"), planner=planner, **given)
+
+    auto = trained("a", "auto")
+    single = columns == ["anchor", "same"]
+    assert single == ("planner: auto leaves the batches of the training set random" in caplog.text)
+    assert single != ("planner: auto stands for 'bisect'" in caplog.text)
+    assert (0 if single else 1) == len(auto.planned)
+    assert single != own_cache.exists(), "whether rows were embedded"
+    assert single == (auto.trained == trained("b", "random").trained)
+    assert 1 == len(trained("c", "bisect").planned)
+
+
+def test_auto_decides_for_each_dataset(tmp_path, pairs, own_cache, bert_folder, caplog):
+    """Of two datasets the one with pairs is planned, and the other is not."""
+    caplog.set_level("INFO", "gcbs_st")
+    both = DatasetDict(
+        {"pairs": pairs, "texts": pairs.add_column("same", pairs["anchor"]).select_columns(["anchor", "same"])}
+    )
+    given = {"max_steps": 4, "planner": "auto", "planner_options": None, "planner_view": None}
+    train(tmp_path, both, SentenceTransformer(bert_folder, device="cpu"), **given)
+    assert "auto leaves the batches of texts random" in caplog.text
+    assert "rows of pairs with bisect" in caplog.text.lower() and "rows of texts with" not in caplog.text
 
 
 def test_auto_with_harvested_rows_is_the_models_view(tmp_path, pairs, own_cache):
