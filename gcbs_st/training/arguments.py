@@ -157,7 +157,7 @@ class PlanningArguments(_Host):
     _made: ClassVar[tuple[Any, Planner] | None] = None
 
     # `planner` is annotated as a string for HfArgumentParser; a Planner object is taken as well.
-    planner: str = field(default="gcbs", metadata={"help": "Name of the planner that composes the batches."})
+    planner: str = field(default="auto", metadata={"help": "Name of the planner that composes the batches, or auto."})
     planner_options: Union[dict[str, Any], str, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
         default=None, metadata={"help": "Keyword arguments of the planner's constructor, as JSON."}
     )

@@ -239,7 +239,7 @@ SETTINGS = {
         {"planner": "gbcs"}, ValueError, ["planner: got 'gbcs', expected one of", "gcbs", "random"],
     ),
     "unknown option": (
-        {"planner_options": {"quantil": 0.9}}, ValueError,
+        {"planner": "gcbs", "planner_options": {"quantil": 0.9}}, ValueError,
         ["planner_options of 'gcbs': got quantil, expected some of", "quantile"],
     ),
     "no planner": ({"planner": 3}, TypeError, ["planner: got 3, expected a name (", "or an object with plan()"]),

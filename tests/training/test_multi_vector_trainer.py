@@ -169,7 +169,7 @@ def test_the_hosts_arguments_are_taken(tmp_path):
     model = make_colbert(tmp_path / "model")
     trainer = MultiVectorTrainer(model, plain, grouped_rows())
     trainer.train()
-    assert ("gcbs", {"query": 8}) == (trainer.args.planner, trainer.args.max_length)
+    assert ("auto", {"query": 8}) == (trainer.args.planner, trainer.args.max_length)
     assert isinstance(trainer.loss, MultiVectorMultipleNegativesRankingLoss)
     assert 1 == len(trainer.plans)
     expected = "expected GCBSMultiVectorEncoderTrainingArguments or MultiVectorEncoderTrainingArguments"

@@ -309,7 +309,7 @@ def test_the_hosts_arguments_are_taken(tmp_path):
     model = make_word_counter()
     trainer = SparseTrainer(model, plain, grouped_rows(), loss=splade_loss(model))
     trainer.train()
-    assert ("gcbs", 512) == (trainer.args.planner, trainer.args.projection_dimensions)
+    assert ("auto", 512) == (trainer.args.planner, trainer.args.projection_dimensions)
     assert SparseEncoderTrainingArguments is type(plain)
     with pytest.raises(
         TypeError,

@@ -27,7 +27,7 @@ from transformers import HfArgumentParser, Trainer, TrainerCallback
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments, planners
 from gcbs_st.batches.sampler import PlannedBatchSampler
 from gcbs_st.models.load import use_sparse_gradients
-from gcbs_st.planners import GCBSPlanner, register
+from gcbs_st.planners import BisectPlanner, register
 from gcbs_st.planners.quality import plan_quality
 
 B = 8
@@ -87,7 +87,7 @@ def test_plain_arguments_are_taken_and_not_changed(tmp_path, static_model, pairs
     trainer = trained(static_model, plain, pairs)
     assert SentenceTransformerTrainingArguments is type(plain)
     assert before == vars(plain)
-    assert ("gcbs", 0.0, True) == (
+    assert ("auto", 0.0, True) == (
         trainer.args.planner,
         trainer.args.replan_steps,
         trainer.args.shuffle_planned_batches,
@@ -122,8 +122,8 @@ def test_without_arguments_the_defaults_are_taken(tmp_path, monkeypatch, static_
     """As in the host, `args` may be left out."""
     monkeypatch.chdir(tmp_path)
     trainer = GCBSTrainer(static_model, train_dataset=pairs, loss=MultipleNegativesRankingLoss(static_model))
-    assert "gcbs" == trainer.args.planner
-    assert isinstance(trainer.planner, GCBSPlanner)
+    assert "auto" == trainer.args.planner
+    assert isinstance(trainer.planner, BisectPlanner)
 
 
 def test_training_makes_the_loss_fall(tmp_path, static_model, pairs):
@@ -382,7 +382,9 @@ def test_random_batches_embed_nothing(tmp_path, monkeypatch, static_model, pairs
 def test_progress_bars_follow_disable_tqdm(tmp_path, capsys, static_model, pairs, quiet):
     """Embedding and planning show progress bars, which say so and name the dataset, when the host shows its own."""
     rows = DatasetDict({"captions": pairs})
-    trained(static_model, arguments(tmp_path, disable_tqdm=quiet, planner_options={"neighbors": 50}), rows)
+    trained(
+        static_model, arguments(tmp_path, disable_tqdm=quiet, planner="gcbs", planner_options={"neighbors": 50}), rows
+    )
     shown = capsys.readouterr().err
     assert (not quiet) == ("planning captions: 100%" in shown)
     assert (not quiet) == ("planning:   0%" in shown)
@@ -648,7 +650,7 @@ def test_arguments_from_yaml(tmp_path):
     """HfArgumentParser reads our fields from YAML, the options as a mapping or as JSON."""
     for options in ("{quantile: 0.99}", "'{\"quantile\": 0.99}'"):
         (tmp_path / "args.yaml").write_text(
-            f"output_dir: {tmp_path}\nreport_to: none\nreplan_steps: 0.5\nplanner_options: {options}\n"
+            f"output_dir: {tmp_path}\nreport_to: none\nreplan_steps: 0.5\nplanner: gcbs\nplanner_options: {options}\n"
         )
         (args,) = HfArgumentParser(GCBSTrainingArguments).parse_yaml_file(str(tmp_path / "args.yaml"))
         assert (0.5, {"quantile": 0.99}) == (args.replan_steps, args.planner_options)
