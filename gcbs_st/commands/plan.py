@@ -99,7 +99,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     if groups is not None:
         order = _keep_apart(groups, order, arguments.batch_size)
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = peak_bytes()
     content = io.BytesIO()
     np.save(content, order)
     write_bytes(Path(arguments.out), content.getvalue())
@@ -112,6 +112,18 @@ def _plan(arguments: argparse.Namespace) -> None:
         )
         record |= {**measured.rounded(), "estimated": measure is estimate_quality}
     print(json.dumps(record))
+
+
+def peak_bytes() -> int:
+    """Returns the most memory that this process has held, in bytes."""
+    try:
+        # What the kernel counts as the process's own also holds what its parent held when it was started.
+        held = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        held = None
+    if held is not None:
+        return int(held[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def parse_bytes(text: str) -> int:

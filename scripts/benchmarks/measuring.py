@@ -9,7 +9,6 @@ import logging
 import os
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -118,11 +117,6 @@ def train(
 def median(values: Iterable[float]) -> float | None:
     """Returns the median, None for no values."""
     return statistics.median(known) if (known := list(values)) else None
-
-
-def peak_bytes() -> int:
-    """Returns the most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def describe_machine() -> dict[str, Any]:

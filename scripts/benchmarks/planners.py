@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import describe_machine, parse, peak_bytes, run, run_fresh
+from measuring import describe_machine, parse, run, run_fresh
 
-from gcbs_st.commands.plan import parse_option
+from gcbs_st.commands.plan import parse_option, peak_bytes
 from gcbs_st.commands.shell import make_parser, tell
 from gcbs_st.records.tables import markdown_table
 
