@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gcbs_st.commands.shell import make_parser, run_command
 
@@ -67,7 +67,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     from gcbs_st.files import write_bytes
     from gcbs_st.planners import check_order, make_planner
     from gcbs_st.planners.base import abilities_of, check_batches, configured
-    from gcbs_st.planners.cells import plan_in_cells
+    from gcbs_st.planners.cells import ReleasedRows, plan_in_cells
     from gcbs_st.planners.estimate import estimate_quality
     from gcbs_st.planners.quality import plan_quality
 
@@ -99,18 +99,20 @@ def _plan(arguments: argparse.Namespace) -> None:
     if groups is not None:
         order = _keep_apart(groups, order, arguments.batch_size)
     seconds = time.perf_counter() - began
-    peak = peak_bytes()
     content = io.BytesIO()
     np.save(content, order)
     write_bytes(Path(arguments.out), content.getvalue())
-    record = {"planner": arguments.planner, "seconds": round(seconds, 3), "peak_bytes": peak}
+    record: dict[str, Any] = {"planner": arguments.planner, "seconds": round(seconds, 3), "peak_bytes": peak_bytes()}
     if len(order) >= arguments.batch_size:
         # Against all rows it would take longer than the plan where there are many, and hold all of them.
         measure = plan_quality if budget is None and len(anchors) <= _MEASURED_ROWS else estimate_quality
+        sides: Any = (anchors, positives) if budget is None else (ReleasedRows(anchors), ReleasedRows(positives))
         measured = measure(
-            anchors, positives, order, arguments.batch_size, scale=arguments.scale, contradictions=against
+            sides[0], sides[1], order, arguments.batch_size, scale=arguments.scale, contradictions=against
         )
         record |= {**measured.rounded(), "estimated": measure is estimate_quality}
+        if budget is not None:  # which is one of all that the process does
+            record["peak_bytes"] = peak_bytes()
     print(json.dumps(record))
 
 

@@ -22,7 +22,7 @@ import psutil
 from threadpoolctl import threadpool_limits
 
 from gcbs_st.planners.algorithms.contradictions import Contradictions
-from gcbs_st.planners.algorithms.trees import DIMS, CellTree, cut_cells, find_axes, find_cells
+from gcbs_st.planners.algorithms.trees import AXES_ROWS, DIMS, CellTree, cut_cells, find_axes, find_cells
 from gcbs_st.planners.base import (
     BasePlanner,
     Planner,
@@ -35,6 +35,8 @@ from gcbs_st.planners.base import (
 )
 
 _CHUNK_ROWS = 2048
+# Rows that lie apart are read so many at a time: with each of them the system maps its whole neighbourhood, 64 KB.
+_SCATTERED_ROWS = 256
 # Rows that the bisectors are found on, and at least so many of each cell, which then differ by a few percent in size.
 _SAMPLE_ROWS, _SAMPLE_PER_CELL = 65536, 256
 # A cell is planned for that many times its mean number of rows; what is larger all the same is cut by its rows' numbers.
@@ -127,6 +129,29 @@ def plan_cell(  # noqa: PLR0913 - what a planner takes, and which rows they are
     return order_checked_rows(planner, anchors, positives, batch_size, rng)
 
 
+class ReleasedRows:
+    """Rows of a memory map, which are read where they are asked for and do not stay in the process's memory.
+
+    >>> ReleasedRows(np.eye(3))[np.array([2, 0])].tolist()
+    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array, self.shape = array, array.shape
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the rows of (m,) numbers, a copy."""
+        found = np.empty((len(rows), self.shape[1]), self._array.dtype)
+        for start in range(0, len(rows), _SCATTERED_ROWS):
+            part = rows[start : start + _SCATTERED_ROWS]
+            found[start : start + len(part)] = self._array[part]
+            _forget(self._array)
+        return found
+
+
 def _bytes_needed(planner: Planner, row_count: int, dimensions: int) -> int:
     """What a planner says that it takes, or what most take."""
     asked = getattr(planner, "bytes_needed", BasePlanner().bytes_needed)
@@ -159,7 +184,7 @@ def _most_rows(
     width = max(content.widths) if content.on_axes else d
     # Chunks under way, in both precisions, and the sample.
     threads = count_threads(getattr(planner, "threads", 0))
-    passing = 3 * threads * _CHUNK_ROWS * (12 * d + 8 * DIMS) + _SAMPLE_ROWS * 4 * (DIMS + d)
+    passing = 3 * threads * _CHUNK_ROWS * (12 * d + 8 * DIMS) + _SAMPLE_ROWS * 4 * (DIMS + 2 * d)
     left = free - n * _BYTES_PER_ROW - _BUFFERED
     low, high = 0, n
     while low < high:
@@ -195,15 +220,18 @@ def _grow_tree(
     """The bisectors of cells of a sample, and the axes that they are on."""
     n = len(anchors)
     picked = np.sort(rng.choice(n, min(n, max(_SAMPLE_ROWS, _SAMPLE_PER_CELL * cells)), replace=False))
-    with threadpool_limits(1, "blas"):
-        axes = find_axes(anchors, positives, picked, rng)
+    pairs = np.empty((len(picked), anchors.shape[1]), np.float32)
+    for start in range(0, len(picked), _SCATTERED_ROWS):
+        part = picked[start : start + _SCATTERED_ROWS]
+        np.add(_read(anchors, part), _read(positives, part), out=pairs[start : start + len(part)], dtype=np.float32)
         _forget(anchors, positives)
-        points = []
-        for part in np.array_split(picked, -(-len(picked) // _CHUNK_ROWS)):
-            points.append(_on_axes(_read(anchors, part), _read(positives, part), axes))
-            _forget(anchors, positives)
+    axes = None
+    with threadpool_limits(1, "blas"):
+        if pairs.shape[1] > DIMS:
+            axes = find_axes(pairs[rng.choice(len(pairs), min(len(pairs), AXES_ROWS), replace=False)])
+        points = pairs if axes is None else pairs @ axes
     bounds = np.linspace(0, len(picked), cells + 1).astype(int)
-    return cut_cells(np.concatenate(points), np.diff(bounds).tolist(), rng)[1], axes
+    return cut_cells(points, np.diff(bounds).tolist(), rng)[1], axes
 
 
 def _on_axes(anchors: np.ndarray, positives: np.ndarray, axes: np.ndarray | None) -> np.ndarray:
@@ -320,6 +348,7 @@ def _plan_cells(
             if len(part) == 0:
                 continue
             rows = members[part]
+            arrays = []  # before the next ones are read
             arrays = spill.read(cell, int(part[0]), int(part[-1]) + 1)
             own_rng = np.random.default_rng([seed, number])
             planned = plan_cell(planner, against, rows, arrays[0], arrays[-1], batch_size, own_rng)
