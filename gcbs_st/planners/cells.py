@@ -22,7 +22,7 @@ import psutil
 from threadpoolctl import threadpool_limits
 
 from gcbs_st.planners.algorithms.contradictions import Contradictions
-from gcbs_st.planners.algorithms.trees import AXES_ROWS, DIMS, CellTree, cut_cells, find_axes, find_cells
+from gcbs_st.planners.algorithms.trees import DIMS, CellTree, cut_cells, find_axes, find_cells
 from gcbs_st.planners.base import (
     BasePlanner,
     Planner,
@@ -73,10 +73,11 @@ def plan_in_cells(
     """
     check_shapes(anchors, positives, batch_size)
     n, d = anchors.shape
-    held = anchors.nbytes + (0 if positives is anchors else positives.nbytes)
-    mapped = sum(_map_of(side) is not None and side.nbytes or 0 for side in (anchors, positives))
+    sides = [anchors] if positives is anchors else [anchors, positives]
+    # What is in memory already counts with the process; what is mapped would come on top.
+    mapped = sum(side.nbytes for side in sides if _map_of(side) is not None)
     free = memory_budget - psutil.Process().memory_info().rss - _OVERHEAD
-    if min(held, mapped) + _bytes_needed(planner, n, d) <= free or n <= 2 * batch_size:
+    if mapped + _bytes_needed(planner, n, d) <= free or n <= 2 * batch_size:
         return np.asarray(planner.plan(anchors, positives, batch_size, rng))
     content = _Content.of(planner, anchors, positives)
     most = _most_rows(planner, content, n, d, free, memory_budget, batch_size)
@@ -111,22 +112,14 @@ def plan_by_cells(
         return _plan_cells(planner, of_row, spill, most_rows, batch_size, rng)
 
 
-def plan_cell(  # noqa: PLR0913 - what a planner takes, and which rows they are
-    planner: Planner,
-    against: Contradictions | None,
-    rows: np.ndarray,
-    anchors: np.ndarray,
-    positives: np.ndarray,
-    batch_size: int,
-    rng: np.random.Generator,
+def _plan_cell(
+    planner: Planner, rows: np.ndarray, arrays: Sequence[np.ndarray], batch_size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Returns a planner's order of a cell's checked embeddings; `against` is what contradicts of all rows.
-
-    `rows` are the numbers of the cell's rows among all of them.
-    """
+    """The planner's order of a cell, whose (m,) rows have these checked embeddings."""
+    against: Contradictions | None = getattr(planner, "contradictions", None)
     if against:
         planner = configured(planner, contradictions=against.of(rows))
-    return order_checked_rows(planner, anchors, positives, batch_size, rng)
+    return order_checked_rows(planner, arrays[0], arrays[-1], batch_size, rng)
 
 
 class ReleasedRows:
@@ -220,16 +213,13 @@ def _grow_tree(
     """The bisectors of cells of a sample, and the axes that they are on."""
     n = len(anchors)
     picked = np.sort(rng.choice(n, min(n, max(_SAMPLE_ROWS, _SAMPLE_PER_CELL * cells)), replace=False))
-    pairs = np.empty((len(picked), anchors.shape[1]), np.float32)
-    for start in range(0, len(picked), _SCATTERED_ROWS):
-        part = picked[start : start + _SCATTERED_ROWS]
-        np.add(_read(anchors, part), _read(positives, part), out=pairs[start : start + len(part)], dtype=np.float32)
-        _forget(anchors, positives)
-    axes = None
+    left, right = (
+        check_rows(ReleasedRows(side)[picked], f"embeddings, {len(picked)} rows drawn at random")
+        for side in (anchors, positives)
+    )
     with threadpool_limits(1, "blas"):
-        if pairs.shape[1] > DIMS:
-            axes = find_axes(pairs[rng.choice(len(pairs), min(len(pairs), AXES_ROWS), replace=False)])
-        points = pairs if axes is None else pairs @ axes
+        axes = find_axes(left, right, np.arange(len(picked)), rng)
+        points = _on_axes(left, right, axes)
     bounds = np.linspace(0, len(picked), cells + 1).astype(int)
     return cut_cells(points, np.diff(bounds).tolist(), rng)[1], axes
 
@@ -239,10 +229,9 @@ def _on_axes(anchors: np.ndarray, positives: np.ndarray, axes: np.ndarray | None
     return pairs if axes is None else pairs @ axes
 
 
-def _read(array: np.ndarray, rows: slice | np.ndarray) -> np.ndarray:
+def _read(array: np.ndarray, rows: slice) -> np.ndarray:
     """Unit rows, checked, in memory."""
-    where = f"rows {rows.start} to {rows.stop - 1}" if isinstance(rows, slice) else f"{len(rows)} rows drawn at random"
-    return check_rows(np.array(array[rows]), f"embeddings, {where}")
+    return check_rows(np.array(array[rows]), f"embeddings, rows {rows.start} to {rows.stop - 1}")
 
 
 def _route(  # noqa: PLR0913 - one pass, with all that it needs
@@ -334,7 +323,6 @@ def _plan_cells(
 ) -> np.ndarray:
     """The order of all rows, whose cells are on disk."""
     once = abilities_of(planner).covers_each_row_once
-    against: Contradictions | None = getattr(planner, "contradictions", None)
     order = np.empty(len(of_row), np.int64)
     end, seed, number = 0, int(rng.integers(2**31)), 0
     left_rows: list[np.ndarray] = []
@@ -351,7 +339,7 @@ def _plan_cells(
             arrays = []  # before the next ones are read
             arrays = spill.read(cell, int(part[0]), int(part[-1]) + 1)
             own_rng = np.random.default_rng([seed, number])
-            planned = plan_cell(planner, against, rows, arrays[0], arrays[-1], batch_size, own_rng)
+            planned = _plan_cell(planner, rows, arrays, batch_size, own_rng)
             whole = len(planned) // batch_size * batch_size
             order[end : end + whole] = rows[planned[:whole]]
             end, number = end + whole, number + 1
@@ -363,7 +351,7 @@ def _plan_cells(
         rows = np.concatenate(left_rows)
         arrays = [np.concatenate(parts) for parts in zip(*left_arrays, strict=True)]
         own_rng = np.random.default_rng([seed, number])
-        order[end:] = rows[plan_cell(planner, against, rows, arrays[0], arrays[-1], batch_size, own_rng)]
+        order[end:] = rows[_plan_cell(planner, rows, arrays, batch_size, own_rng)]
         end = len(order)
     return order[:end]
 

@@ -276,6 +276,7 @@ class PlannedTraining(PlannedLoading):
         """Opens what is kept of rows; on all ranks, where no user can come alone."""
         # Again, where the host starts anew with smaller batches after it ran out of memory.
         self.resume_folder = self._resumed_from
+        self._of_one_text.clear()  # of a training set that may have been another
         for name in self.planned_samplers:
             self.check_clusters(name)
         losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]

@@ -18,7 +18,7 @@ from gcbs_st.planners.base import count_threads
 
 DIMS = 128
 _CHUNK_ROWS = 8192
-AXES_ROWS = 16384
+_AXES_ROWS = 16384
 # The nodes of the first levels are split side by side; from then on each thread has a whole subtree to itself.
 _SHARED_LEVELS = 4
 # Sweeps of a split, and rows that take part in them.
@@ -105,17 +105,14 @@ def project_pairs(
 ) -> np.ndarray:
     """Returns (m, min(128, d)) float32: anchor + positive of each of the ascending `rows` on the pairs' main axes.
 
-    The axes are those of `find_axes`, of 16,384 rows drawn at random. Works in chunks, so that half precision and memory maps are never held as a
+    The axes are those of `find_axes`. Works in chunks, so that half precision and memory maps are never held as a
     whole float32 copy. Cost: O(m d 128) time, O(128 m) memory. The result does not depend on `threads`.
     """
     points = np.empty((len(rows), min(DIMS, anchors.shape[1])), np.float32)
     whole = len(rows) == len(anchors)
     # One BLAS thread, because sums in another order would be another plan.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(count_threads(threads)) as pool:
-        axes = None
-        if anchors.shape[1] > DIMS:
-            picked = np.sort(rng.choice(rows, min(len(rows), AXES_ROWS), replace=False))
-            axes = find_axes(anchors[picked].astype(np.float32) + positives[picked].astype(np.float32))
+        axes = find_axes(anchors, positives, rows, rng)
 
         def project(start: int) -> None:
             taken = slice(start, start + _CHUNK_ROWS) if whole else rows[start : start + _CHUNK_ROWS]
@@ -126,9 +123,18 @@ def project_pairs(
     return points
 
 
-def find_axes(pairs: np.ndarray) -> np.ndarray:
-    """Returns (d, 128) float32, the leading eigenvectors of the covariance of (m, d) float32 pairs, in O(m d^2)."""
-    drawn = pairs - pairs.mean(axis=0)
+def find_axes(
+    anchors: np.ndarray, positives: np.ndarray, rows: np.ndarray, rng: np.random.Generator
+) -> np.ndarray | None:
+    """Returns (d, 128) float32, the main axes of anchor + positive of the rows, or None where d is at most 128.
+
+    They are the leading eigenvectors of the covariance of 16,384 of the rows, drawn by `rng`. Cost: O(16384 d^2).
+    """
+    if anchors.shape[1] <= DIMS:
+        return None
+    picked = np.sort(rng.choice(rows, min(len(rows), _AXES_ROWS), replace=False))
+    drawn = anchors[picked].astype(np.float32) + positives[picked].astype(np.float32)
+    drawn -= drawn.mean(axis=0)
     return np.ascontiguousarray(np.linalg.eigh(drawn.T @ drawn)[1][:, ::-1][:, :DIMS])
 
 
