@@ -1,4 +1,4 @@
-"""The planner that closes most of the gap: bisection, near neighbours in its cells, annealed swaps."""
+"""The planner that closes most of the gap: near neighbours in cells of a bisection, METIS, annealed swaps."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ _PROBES = 24
 # With a ceiling there are two aims to balance, which takes longer; so does what rows that contradict one another leave.
 _CEILING_EFFORT, _CONTRADICTED_EFFORT = 3.0, 1.6
 _NEIGHBORS, _CONTRADICTED_NEIGHBORS = 32, 64
-# From this effort on METIS gives the start. It is nearer to the end, where a cooler beginning keeps what it found.
-_METIS_EFFORT = 2.0
-_HEAT, _METIS_HEAT, _CEILING_HEAT = (0.32, 0.065), (0.14, 0.046), (0.1, 0.01)
+_HEAT, _CEILING_HEAT = (0.14, 0.046), (0.1, 0.01)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BestPlanner(BasePlanner):
-    """Bisection refined by annealed swaps on the log-sum-exp that the gap is made of.
+    """METIS parts refined by annealed swaps on the log-sum-exp that the gap is made of.
 
     GCBS (Sachidananda et al., arXiv 2210.12874) bounds the gap by an assignment problem and reduces that to
     bandwidth. Here the quantity itself, sum_i log sum_{j in B(i)} exp(s_ij), is climbed by swapping rows between
@@ -37,11 +35,11 @@ class BestPlanner(BasePlanner):
     Cost: O(n d (256 probes + 128) + n k moves) time, where probes and moves grow with `effort`;
     O(n (2 d + k)) memory.
 
-    The combination is our own; the start is NGAME's (arXiv 2207.04452). n mod B rows drawn at random fill no batch.
+    The combination is our own; the start is that of B3 (arXiv 2505.11293), from neighbours in cells of a bisection.
+    n mod B rows drawn at random fill no batch.
 
     Attributes:
         effort: time to spend; 1 is 50 swaps per row in about half of GCBS's time, 4 closes a little more.
-            From 2 on, and with a ceiling, METIS gives the start.
         neighbors: k, of each row; None for 32, and 64 where rows contradict one another.
         scale: 1 / temperature of the loss; None for that of the loss in training, and 20 outside of it.
         ceiling: rows whose cosine with an anchor is above this times that of its own positive are kept out of its
@@ -107,10 +105,9 @@ class BestPlanner(BasePlanner):
 
     def _refine(self, affinity: Affinity, size: int, rng: np.random.Generator) -> np.ndarray:
         """The places of the rows after the swaps."""
-        places, heat, penalty = np.arange(len(affinity.starts) - 1), _HEAT, 0.0
+        heat, penalty = _HEAT, 0.0
         longer = _CONTRADICTED_EFFORT if self.contradictions else 1.0
-        if self.effort >= _METIS_EFFORT or self.ceiling is not None:
-            places, heat = cut_evenly(affinity, size, int(rng.integers(2**31))), _METIS_HEAT
+        places = cut_evenly(affinity, size, int(rng.integers(2**31)))
         if self.ceiling is not None:
             heat, penalty, longer = _CEILING_HEAT, CEILING_PENALTY, _CEILING_EFFORT
         return anneal_swaps(

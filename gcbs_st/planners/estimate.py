@@ -9,6 +9,7 @@ chapter 7): its errors are a third of those of a plain mean.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ from gcbs_st.planners.quality import TAIL, PlanQuality, log_sum_exp, masked_shar
 _WIDE_PRODUCTS, _NEAR_PRODUCTS = 2**23, 2**22
 # Rows that stand for all of them where there are more, and batches that anchors are drawn from.
 _MOST_COLUMNS, _MOST_BATCHES = 2**16, 1024
+# More rows stand for all where fewer of an anchor's B - 1 hardest negatives than this would be among them: the log of what
+# a few of them stand for is too low.
+_LEAST_HARDEST = 16
 # Products that are held at a time, a few times over.
 _CHUNK_PRODUCTS = 2**22
 # Random batches that an anchor is measured in, and anchors that share one.
@@ -65,9 +69,9 @@ def estimate_quality(
 
     `anchors` and `positives` are (n, d) unit rows, blocks of the (m,) `order` are batches, m a multiple of
     `batch_size`. `are_pairs` is (n,) bool, False for rows whose second text is no positive, which are no anchors
-    either; None if all are pairs. `contradictions` are of the n rows. `closed` is 0 where no batch could differ from any other. Raises a ValueError if
-    there is no batch, or no pair in the batches. Cost: 1.2e7 products of d numbers, about 200 MB of memory; twice that
-    with contradictions.
+    either; None if all are pairs. `contradictions` are of the n rows. `closed` is 0 where no batch could differ from any
+    other. Raises a ValueError if there is no batch, or no pair in the batches. Cost: 1.2e7 products of d numbers, or
+    480 n / (B - 1) where that is more, about 200 MB of memory; twice that with contradictions.
     """
     plain = _estimate(anchors, positives, order, batch_size, scale, are_pairs, seed, None)
     if not contradictions:
@@ -219,33 +223,37 @@ def _measure_wide(  # noqa: PLR0913 - as its caller
     against: Contradictions | None,
 ) -> _Wide:
     n, batch_size = len(anchors), batches.shape[1]
-    columns = np.arange(n) if n <= _MOST_COLUMNS else np.sort(rng.choice(n, _MOST_COLUMNS, replace=False))
-    keys = (positives if len(columns) == n else positives[columns]).astype(np.float32, copy=False)
-    weight = n / len(columns)
-    chosen = np.sort(rng.permutation(len(places))[: max(16, _WIDE_PRODUCTS // len(columns))])
+    wanted = min(n, max(_MOST_COLUMNS, math.ceil(_LEAST_HARDEST * n / max(1, batch_size - 1))))
+    columns = np.arange(n) if wanted == n else np.sort(rng.choice(n, wanted, replace=False))
+    weight = n / wanted
+    chosen = np.sort(rng.permutation(len(places))[: max(_LEAST_FITTED, _WIDE_PRODUCTS // wanted)])
     # Each column stands for `weight` rows.
     hardest, tail = round((batch_size - 1) / weight), max(1, round(min(TAIL, n - 1) / weight))
-    kept = max(hardest, tail)
-    parts, together = [], max(1, _CHUNK_PRODUCTS // len(columns))
-    for start in range(0, len(chosen), together):
-        taken = places[chosen[start : start + together]]
-        rows, members = batches.ravel()[taken], batches[taken // batch_size]
-        queries = scale * anchors[rows].astype(np.float32)
-        own = np.einsum("ij,ij->i", queries, positives[rows].astype(np.float32)).astype(np.float64)
-        scores = _without_barred(queries @ keys.T, rows, columns, own, scale, against)
-        scores[columns[None, :] == rows[:, None]] = -np.inf
-        top = -np.sort(-np.partition(scores, len(columns) - kept, axis=1)[:, len(columns) - kept :], axis=1)
-        # Members of the batch that are among the columns, and harder than the last of the anchor's tail.
-        found = np.minimum(np.searchsorted(columns, members), len(columns) - 1)
-        in_tail = np.take_along_axis(scores, found, axis=1) >= top[:, tail - 1 : tail]
-        in_tail &= columns[found] == members
-        parts.append(
-            _Wide(
-                chosen=chosen[start : start + together],
-                all=np.logaddexp(own, log_sum_exp(scores) + np.log(weight)),
-                hardest=np.logaddexp(own, log_sum_exp(top[:, :hardest]) + np.log(weight)) if hardest else own,
-                top=np.maximum(own, top[:, 0]),
-                tail=np.minimum(in_tail.sum(axis=1) / tail, 1.0),
-            )
-        )
-    return _Wide(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+    rows, members = batches.ravel()[places[chosen]], batches[places[chosen] // batch_size]
+    queries = scale * anchors[rows].astype(np.float32)
+    own = np.einsum("ij,ij->i", queries, positives[rows].astype(np.float32)).astype(np.float64)
+    # Chunk by chunk: of all columns, only the highest scores and those of the anchors' own batches are kept.
+    total = np.full(len(chosen), -np.inf)
+    top = np.full((len(chosen), max(hardest, tail)), -np.inf, np.float32)
+    own_batch = np.full(members.shape, -np.inf, np.float32)
+    step = max(1, _CHUNK_PRODUCTS // len(chosen))
+    for start in range(0, wanted, step):
+        taken = columns[start : start + step]
+        keys = positives[taken].astype(np.float32, copy=False)
+        scores = _without_barred(queries @ keys.T, rows, taken, own, scale, against)
+        scores[taken[None, :] == rows[:, None]] = -np.inf
+        total = np.logaddexp(total, log_sum_exp(scores))
+        both = np.concatenate([top, scores], axis=1)
+        top = np.partition(both, both.shape[1] - top.shape[1], axis=1)[:, both.shape[1] - top.shape[1] :]
+        found = np.minimum(np.searchsorted(taken, members), len(taken) - 1)
+        own_batch = np.where(taken[found] == members, np.take_along_axis(scores, found, axis=1), own_batch)
+    top = -np.sort(-top, axis=1)
+    # Members of the batch that are among the columns, and harder than the last of the anchor's tail.
+    in_tail = (own_batch >= top[:, tail - 1 : tail]) & (own_batch > -np.inf)
+    return _Wide(
+        chosen=chosen,
+        all=np.logaddexp(own, total + np.log(weight)),
+        hardest=np.logaddexp(own, log_sum_exp(top[:, :hardest]) + np.log(weight)) if hardest else own,
+        top=np.maximum(own, top[:, 0]),
+        tail=np.minimum(in_tail.sum(axis=1) / tail, 1.0),
+    )

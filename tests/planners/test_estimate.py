@@ -85,12 +85,13 @@ def test_a_large_batch_needs_little_memory():
     assert peak < 1e9
 
 
-def test_some_columns_stand_for_all(monkeypatch):
-    """Of more rows than are multiplied a part is drawn, and each counts for several."""
+@pytest.mark.parametrize("most", [4000, 100])
+def test_some_columns_stand_for_all(monkeypatch, most):
+    """Of more rows than are multiplied a part is drawn, and each counts for several; some of the hardest are among them."""
     anchors, positives = pairs(12_000)
     order = make_planner("bisect").plan(anchors, positives, 32, np.random.default_rng(0))
     exact = estimate_quality(anchors, positives, order, 32, scale=20.0)
-    monkeypatch.setattr("gcbs_st.planners.estimate._MOST_COLUMNS", 4000)
+    monkeypatch.setattr("gcbs_st.planners.estimate._MOST_COLUMNS", most)
     found = [estimate_quality(anchors, positives, order, 32, scale=20.0, seed=seed) for seed in range(4)]
     assert exact.closed == pytest.approx(np.mean([one.closed for one in found]), abs=0.05)
     assert exact.gap == pytest.approx(np.mean([one.gap for one in found]), rel=0.15)

@@ -33,6 +33,8 @@ def cut_evenly(affinity: Affinity, size: int, seed: int) -> np.ndarray:
         parts,
         adjacency=pymetis.CSRAdjacency(graph.indptr, graph.indices),
         eweights=graph.data.astype(np.int64),
+        # Halves of halves: with thousands of parts the other way closes far less of the gap, and takes three times as long.
+        recursive=True,
         options=pymetis.Options(seed=seed),
     )
     return even_parts(affinity, np.asarray(part, dtype=np.int64), parts, size)
