@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -16,7 +17,7 @@ from gcbs_st.files import read_arrays, write_arrays
 
 logger = logging.getLogger(__name__)
 
-PLAN_FILE = "gcbs_plan.npz"
+PLAN_FILE, STREAM_FILE = "gcbs_plan.npz", "gcbs_stream.npz"
 
 
 def write_plan(folder: str | Path, states: Mapping[str, Mapping[str, Any]], fingerprint: str) -> Path:
@@ -44,6 +45,26 @@ def read_plan(folder: str | Path) -> tuple[dict[str, dict[str, Any]], str]:
             for i, sampler in enumerate(described["samplers"])
         }
         return states, described["fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None
+
+
+def write_stream(folder: str | Path, orders: Sequence[np.ndarray], described: Mapping[str, Any]) -> Path:
+    """Writes where in a stream a checkpoint was made, and the orders of windows whose rows are not all trained."""
+    target = Path(folder) / STREAM_FILE
+    write_arrays(target, {f"order_{i}": order for i, order in enumerate(orders)}, dict(described))
+    return target
+
+
+def read_stream(folder: str | Path) -> dict[str, Any]:
+    """Returns what `write_stream` was given, the orders under "orders".
+
+    Raises a ValueError that says whether the file is missing or damaged.
+    """
+    file = Path(folder) / STREAM_FILE
+    orders, described = read_arrays(file)
+    try:
+        return {**described, "orders": [orders[f"order_{i}"] for i in range(len(described["windows"]))]}
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}: {error})") from None
 

@@ -79,6 +79,10 @@ class FixedView:
         """Lets go of the model, which nobody asks again."""
         self.embedder = replace(self.embedder, model=None, weights=None)
 
+    def forget(self, name: str) -> None:
+        """Forgets a dataset, whose rows are others from now on."""
+        self._arrays.pop(name, None)
+
     def has(self, name: str) -> bool:
         """Returns whether there are embeddings of a dataset."""
         return name in self._arrays

@@ -10,12 +10,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from gcbs_st.embeddings.encode import Collate, MeanSquare, encode_collated, encode_rows, no_embeddings
 from gcbs_st.embeddings.fixed import Embedder, FixedView, view_key
@@ -64,6 +65,7 @@ class SourceOptions:
     # What is planned on: None stands for the model as it is. Of two views rows share a batch that are alike in the
     # first and not in the second.
     planned_views: Sequence[FixedView | None] = (None,)
+    in_windows: bool = False  # the rows are some of a stream's, and others follow
     judge: FixedView | None = None  # whose scores say what is a false negative; None for those that are planned on
 
 
@@ -188,23 +190,38 @@ class EmbeddingSource:
 
     def _make_fixed_views(self) -> None:
         """Embeds all rows by the models that do not train, where no earlier run has kept what comes of it."""
+        if self.options.in_windows:
+            return  # each window when it is planned
         began = time.perf_counter()
-        for view in dict.fromkeys([*self.options.planned_views, self.options.judge]):
-            for name, part in self.parts.items() if view is not None else ():
+        for view in self._fixed_views():
+            for name, part in self.parts.items():
                 if part.columns:
-                    assert view is not None
                     self._make_fixed_view(view, name, part)
-            if view is not None:
-                view.release()
+            view.release()
         self.unreported_seconds = time.perf_counter() - began
         self.seconds += self.unreported_seconds
+
+    def _fixed_views(self) -> list[FixedView]:
+        views = dict.fromkeys([*self.options.planned_views, self.options.judge])
+        return [view for view in views if view is not None]
+
+    def take_window(self, name: str, dataset: Dataset) -> None:
+        """Takes other rows of a stream in the place of those of before; they are embedded when they are asked for."""
+        self.parts[name] = replace(self.parts[name], dataset=dataset)
+        for view in self._fixed_views():
+            view.forget(name)
+
+    def _make_views_of_window(self, name: str) -> None:
+        """Embeds the rows of a window by the models that do not train, unless that was done."""
+        for fixed in self._fixed_views() if self.options.in_windows else ():
+            self._make_fixed_view(fixed, name, self.parts[name])
 
     def _make_fixed_view(self, view: FixedView, name: str, part: TrainingPart) -> None:
         key, found = None, False
         if agree(view.has(name), self.ranks):  # of an earlier start of the same run, with larger batches
             return
         with failing_together("looking for embeddings on disk", self.ranks):
-            if self.is_main:
+            if self.is_main and not self.options.in_windows:
                 key = view_key(view, name, part.dataset, self.autocast)
                 found = view.open(name, key)
         if agree(view.only_on_disk and not found, self.ranks):
@@ -232,6 +249,7 @@ class EmbeddingSource:
         encoded. Raises a ValueError as `gcbs_st.embeddings.encode.encode_rows` does.
         """
         views, judge = self.options.planned_views, self.options.judge
+        self._make_views_of_window(name)
         found = self._fetch_current(name, rows, step, everything) if None in views else None
         if not self.is_main:
             return NOTHING

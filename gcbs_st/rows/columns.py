@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 _READ_ROWS = 10_000
 
@@ -25,7 +25,7 @@ class TextColumn:
 
 def seen_names(dataset: Dataset) -> list[str]:
     """Returns the names in a row as the training loader reads it: a transform may make columns and drop others."""
-    if dataset.format["type"] != "custom" or not len(dataset):
+    if isinstance(dataset, IterableDataset) or dataset.format["type"] != "custom" or not len(dataset):
         return list(dataset.column_names)
     return list(dataset[:1])
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 
 from gcbs_st.rows.columns import TextColumn, read_columns, seen_names
 
@@ -24,12 +24,24 @@ class TrainingPart:
 
 
 def require_map_style(dataset: object) -> None:
-    """Raises a TypeError unless rows can be counted and read by number, which planning needs."""
+    """Raises a TypeError unless rows can be counted and read by number."""
     for part in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
         if not isinstance(part, Dataset):
             raise TypeError(
-                f"got {type(part).__name__}, expected datasets.Dataset: planning batches needs the number of rows "
-                "and access by row number, so load the data without streaming"
+                f"got {type(part).__name__}, expected datasets.Dataset: its rows are counted and read by number, so load "
+                "the data without streaming"
+            )
+
+
+def require_rows(dataset: object) -> None:
+    """Raises a TypeError unless rows can be read by number, or are those of a single stream of Hugging Face's."""
+    if isinstance(dataset, IterableDataset):
+        return
+    for part in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
+        if not isinstance(part, Dataset):
+            raise TypeError(
+                f"got {type(part).__name__}, expected datasets.Dataset, several of them by name, or one "
+                "datasets.IterableDataset: of several datasets rows are drawn by number, so load these without streaming"
             )
 
 

@@ -54,6 +54,7 @@ FIELDS_IN_JSON = {
 _NO_DUPLICATES = ("NO_DUPLICATES", "NO_DUPLICATES_HASHED")
 _NUMBERS = (
     "replan_steps",
+    "planning_window",
     "planner_warmup_steps",
     "planner_cooldown_steps",
     "embedding_batch_size",
@@ -103,6 +104,9 @@ class PlanningArguments(_Host):
             any case.
         replan_steps: when plans are made besides each epoch's start. 0: then only; N, 1 or more: also every N optimizer
             steps, over the rows not yet drawn; between 0 and 1: that share of an epoch's steps.
+        planning_window: rows that are embedded and planned at a time. None: all that an epoch has left, or 16,384 of an
+            `IterableDataset`, of which no more is known. With fewer rows embeddings are fresher, at the price of one pass an
+            epoch, and batches less hard: each is composed of the rows of one window. Rounded down to whole steps.
         planner_warmup_steps: optimizer steps with random batches before the first plan.
         planner_cooldown_steps: optimizer steps with random batches at the end of the run; between 0 and 1: that share
             of the run. What planned batches hold in common tells none of their rows apart and loses weight; random
@@ -172,6 +176,9 @@ class PlanningArguments(_Host):
         metadata={
             "help": "0: plan at each epoch's start only; >= 1: also every N steps; in (0, 1): share of an epoch."
         },
+    )
+    planning_window: Union[int, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
+        default=None, metadata={"help": "Rows embedded and planned at a time; default: all, or 16,384 of a stream."}
     )
     planner_warmup_steps: int = field(default=0, metadata={"help": "Optimizer steps with random batches first."})
     planner_cooldown_steps: float = field(
@@ -257,6 +264,13 @@ class PlanningArguments(_Host):
                 )
         if self.planner_warmup_steps < 0:
             raise ValueError(f"planner_warmup_steps: got {self.planner_warmup_steps}, expected 0 or more steps.")
+        if self.planning_window is not None and self.planning_window < 1:
+            raise ValueError(f"planning_window: got {self.planning_window}, expected at least 1 row, or None.")
+        if self.planning_window is not None and self.replan_steps:
+            raise ValueError(
+                f"planning_window: got {self.planning_window} together with replan_steps={self.replan_steps}, but each "
+                "window is planned when the one before is drawn. Leave one of the two out."
+            )
         if self.embedding_batch_size is not None and self.embedding_batch_size < 1:
             raise ValueError(f"embedding_batch_size: got {self.embedding_batch_size}, expected at least 1, or None.")
         self._check_embedding()

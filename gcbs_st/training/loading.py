@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader
 
 from gcbs_st.batches.sampler import PlannedBatchSampler
 from gcbs_st.batches.shared_values import SharedValues
 from gcbs_st.batches.steps import StepBatches, WholeSteps
 from gcbs_st.rows.columns import text_names
-from gcbs_st.rows.training_set import fingerprint, parts_of, read_groups, require_map_style, without_column
+from gcbs_st.rows.training_set import fingerprint, parts_of, read_groups, require_rows, without_column
 from gcbs_st.training.arguments import PlanningArguments
 from gcbs_st.training.loss_facts import contrasts_rows, gathers_negatives, name_loss
-from gcbs_st.training.refusals import refuse_sampler, refuse_unsupported
+from gcbs_st.training.refusals import refuse_sampler, refuse_stream, refuse_unsupported
+from gcbs_st.training.stream import PlannedStream, StreamFeed
 
 # Beside any of the host's trainers; which one is for the concrete classes to say.
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ class PlannedLoading(_Host):
         self._groups: dict[str, list[Any]] = {}
         self._fingerprint: str | None = None
         self._warned: set[str] = set()
+        self._stream: IterableDataset | None = None  # as the user gave it, with the group column
+        self.feed: StreamFeed | None = None  # of a stream that is planned
+        self._window: Dataset | None = None  # of it, which the plan in force is of
         super().__init__(model, args, train_dataset, *rest, **kwargs)
 
     # ---------------------------------------------------------------- datasets, as they are assigned
@@ -66,10 +70,19 @@ class PlannedLoading(_Host):
         if datasets is not None and datasets is getattr(self, "_train_dataset", None):
             return
         self._groups, self._fingerprint = {}, None
+        self._stream = datasets if isinstance(datasets, IterableDataset) else None
+        self.feed = self._window = None
         if self._group_column is not None and isinstance(datasets, (Dataset, Mapping)):
             self._groups = read_groups(datasets, self._group_column)
+        if self._group_column is not None:
             datasets = without_column(datasets, self._group_column)
         self._train_dataset = datasets
+
+    def training_parts(self) -> dict[str, Dataset]:
+        """Returns what is trained on by name, "" for the only one; of a stream the rows that are planned now, if any are."""
+        if self._stream is not None:
+            return {} if self._window is None else {"": self._window}
+        return parts_of(self.train_dataset)
 
     @property
     def eval_dataset(self) -> Any:
@@ -116,16 +129,23 @@ class PlannedLoading(_Host):
     def refuse_unplannable(self) -> None:
         """Raises where batches are to be planned and cannot be.
 
-        Raises a TypeError for rows that can be streamed only. Raises a ValueError for batches that another sampler
-        composes, or that do not reach the loss as they were planned.
+        Raises a TypeError for rows that can be neither counted nor streamed. Raises a ValueError for batches that
+        another sampler composes, or that do not reach the loss as they were planned.
         """
         if self.train_dataset is None:
             return
         names = parts_of(self.train_dataset)
         if any(contrasts_rows(self.loss_of(name)) for name in names):
-            require_map_style(self.train_dataset)
+            require_rows(self.train_dataset)
             refuse_sampler(self.args)
             refuse_unsupported(self)
+            if self._stream is not None:
+                refuse_stream(self)
+            if self.args.planning_window is not None and len(names) > 1:
+                raise ValueError(
+                    f"planning_window: got {self.args.planning_window} with {len(names)} datasets, whose batches come in turns "
+                    "of which none knows when its window is drawn. Leave it out, or use replan_steps."
+                )
 
     def warn_once(self, key: str, message: str, *facts: Any) -> None:
         """Warns, on the main process, of what this trainer has not warned of before."""
@@ -142,17 +162,41 @@ class PlannedLoading(_Host):
         """
         self.refuse_unplannable()
         self.planned_samplers, self._mixer = {}, None
-        self._building_train_loader = True
+        self._building_train_loader, given = True, self._train_dataset
+        if self._stream is not None and self._contrasts(""):
+            self._train_dataset = self._planned_stream()
         try:
             loader = super().get_train_dataloader()
         finally:
-            self._building_train_loader = False
+            self._building_train_loader, self._train_dataset = False, given
         if self.planned_samplers:
             # Each start of its workers draws their seed, by default from the global numbers that dropout draws from
             # too. Persistent workers start once in a run, but again in a resumed one, whose dropout would then differ.
             getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
-            self._loader_length = len(loader)
+            self._loader_length = 0 if self._stream is not None else len(loader)
         return loader
+
+    def _planned_stream(self) -> PlannedStream:
+        """The stream that the host's loader reads instead of the user's; its first window is read now."""
+        assert self._stream is not None
+        if self.feed is not None:
+            self.feed.close()
+        # By default the main process would read for all and cut what it read anew; so each reads, and keeps its share.
+        if self.accelerator.dataloader_config.dispatch_batches is None:
+            self.accelerator.dataloader_config.dispatch_batches = False
+        self.feed = StreamFeed(self, self._stream, self._group_column, self.args.train_batch_size)
+        return PlannedStream.over(self._train_dataset, self.feed)
+
+    def take_window(self, window: Dataset, groups: list[Any] | None, batch_size: int, seed: int) -> None:
+        """Makes some rows of a stream, with their groups, what is planned next, by a sampler of their own."""
+        labels = self.data_collator.valid_label_columns
+        self._window, self._groups = window, {} if groups is None else {"": groups}
+        shared = self._shared_values("", window, labels)
+        sampler = PlannedBatchSampler(
+            window, batch_size, seed=seed, shared_values=shared, contrast_size=self._contrasted("", batch_size)
+        )
+        self.planned_samplers[""] = sampler
+        self._report_clashes("", sampler, text_names(window, labels))
 
     def get_batch_sampler(
         self,
@@ -221,18 +265,26 @@ class PlannedLoading(_Host):
             return next((name for name in new if self.train_dataset[name] is dataset), None)
         return "" if dataset is self.train_dataset else None
 
+    def _contrasts(self, name: str) -> bool:
+        """Whether a dataset's loss contrasts rows; warns, once, where it does not."""
+        loss = self.loss_of(name)
+        if contrasts_rows(loss):
+            return True
+        of_it = [one for one in parts_of(self.train_dataset) if self.loss_of(one) is loss]
+        self.warn_once(
+            f"loss {id(loss)}",
+            "%s contrasts no rows of a batch with each other, so composing batches cannot help it: %s trained in the "
+            "host's own batches, and nothing is embedded for plans.",
+            name_loss(loss),
+            f"the training set{f' {name!r}' if name else ''} is"
+            if len(of_it) == 1
+            else f"the training sets {of_it} are",
+        )
+        return False
+
     def _is_planned(self, name: str, dataset: Dataset, batch_size: int) -> bool:
         of = f" {name!r}" if name else ""
-        loss = self.loss_of(name)
-        if not contrasts_rows(loss):
-            of_it = [one for one in parts_of(self.train_dataset) if self.loss_of(one) is loss]
-            self.warn_once(
-                f"loss {id(loss)}",
-                "%s contrasts no rows of a batch with each other, so composing batches cannot help it: %s trained in the "
-                "host's own batches, and nothing is embedded for plans.",
-                name_loss(loss),
-                f"the training set{of} is" if len(of_it) == 1 else f"the training sets {of_it} are",
-            )
+        if not self._contrasts(name):
             return False
         if len(dataset) < batch_size:
             self.warn_once(
@@ -289,7 +341,7 @@ class PlannedLoading(_Host):
         """What a row shares with others, for a message."""
         shared = self.planned_samplers[name].shared_values
         assert shared is not None
-        values = parts_of(self.train_dataset)[name][row]
+        values = self.training_parts()[name][row]
         group = self._groups[name][row] if name in self._groups else None
         kind, value = shared.name_widest(row, [values.get(text) for text in texts], group)
         return f"the {kind} {str(value)!r:.120}"

@@ -29,7 +29,7 @@ from gcbs_st.planners.base import abilities_of, configured, order_checked_rows
 from gcbs_st.ranks import wait_for_all
 from gcbs_st.rows.columns import TextColumn, has_one_text, text_names
 from gcbs_st.rows.row_ids import ROWS_KEY, number_rows
-from gcbs_st.rows.training_set import parts_of, require_map_style
+from gcbs_st.rows.training_set import parts_of, require_rows
 from gcbs_st.training.arguments import PlanningArguments
 from gcbs_st.training.loading import PlannedLoading
 from gcbs_st.training.loss_facts import contrasts_rows
@@ -60,7 +60,7 @@ class PlannedTraining(PlannedLoading):
         loss = kwargs.get("loss", rest[1] if len(rest) > 1 else None)
         losses = list(loss.values()) if isinstance(loss, dict) else [loss]
         if train_dataset is not None and any(one is None or contrasts_rows(one) for one in losses):
-            require_map_style(train_dataset)
+            require_rows(train_dataset)
         if args is not None:
             args = self.training_args_class.from_plain(args)
         self.resume_folder: str | None = None
@@ -75,7 +75,7 @@ class PlannedTraining(PlannedLoading):
         vars(self.args)["claimed"] = True
         self.refuse_unplannable()
         self.replanner = Replanner(self)
-        calls = (self._begin_training, self._begin_epoch, self.replanner.replan_tails, self._steps_an_epoch)
+        calls = (self._begin_training, self._begin_epoch, self._replan_tails, self._steps_an_epoch)
         self.add_callback(ReplanCallback(*calls))
         self.add_callback(MethodCallback(self))
 
@@ -142,6 +142,8 @@ class PlannedTraining(PlannedLoading):
         finally:
             self.row_memory.close()
             self.row_memory.forget()
+            if self.feed is not None:
+                self.feed.close()
             self._resumed_from = self._run_folder = None
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -182,6 +184,9 @@ class PlannedTraining(PlannedLoading):
         super().save_model(output_dir, _internal_call)
         if not self.args.save_only_model:
             self.row_memory.save(Path(output_dir))
+            if self.feed is not None:
+                self.feed.save(output_dir)
+                return
             states = {name: sampler.state_dict() for name, sampler in self.planned_samplers.items()}
             write_plan(output_dir, states, self.training_set_fingerprint())
 
@@ -268,7 +273,7 @@ class PlannedTraining(PlannedLoading):
         if self.args.planner != AUTO or self.args.planner_columns is not None or self.plans_differently:
             return False
         if name not in self._of_one_text:
-            dataset = parts_of(self.train_dataset)[name]
+            dataset = self.training_parts()[name]
             self._of_one_text[name] = has_one_text(dataset, self.data_collator.valid_label_columns)
         return self._of_one_text[name]
 
@@ -309,8 +314,33 @@ class PlannedTraining(PlannedLoading):
 
     def _begin_epoch(self, epoch: int, plan: bool) -> None:
         self._mix_for_epoch(epoch)
-        if self.row_memory.source is not None:
+        if self.row_memory.source is None:
+            return
+        if self.feed is not None:
+            folder, self.resume_folder = self.resume_folder, None
+            self.feed.begin_epoch(folder)
+        else:
             self.replanner.begin_epoch(epoch, plan)
+
+    def _replan_tails(self, plan: bool) -> None:
+        """Plans what is not drawn yet; of a stream that is the next window, which is planned when it is there."""
+        if self.feed is None:
+            self.replanner.replan_tails(plan)
+
+    @property
+    def window_steps(self) -> int:
+        """The optimizer steps that a window of a training set that is no stream is drawn in; 0 without windows."""
+        return 0 if self.feed is not None else ReplanCallback.window_steps(self.args)
+
+    def plans_now(self) -> bool:
+        """Whether batches that are drawn from now on are planned ones: not while warming up, cooling down or not training."""
+        return self.row_memory.source is not None and ReplanCallback.plans(self.args, self.state)
+
+    def take_window(self, window: Any, groups: list[Any] | None, batch_size: int, seed: int) -> None:
+        """Makes some rows of a stream what is embedded and planned next."""
+        super().take_window(window, groups, batch_size, seed)
+        if self.row_memory.source is not None:
+            self.row_memory.source.take_window("", window)
 
     def _take_planner(self, args: PlanningArguments) -> None:
         self.planner = args.make_planner()

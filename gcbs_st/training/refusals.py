@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gcbs_st.training.loss_states import find_row_losses
+
 # Trainers by the class of the host's models.
 _TRAINERS = {
     "SparseEncoder": "GCBSSparseEncoderTrainer",
@@ -44,6 +46,34 @@ def refuse_unsupported(trainer: Any) -> None:
     for what, (is_used, why) in reasons.items():
         if is_used:
             raise ValueError(f"{what}: got a run that uses it, expected one without. {why}.")
+
+
+def refuse_stream(trainer: Any) -> None:
+    """Raises a ValueError where a stream is to be trained in a way that needs rows which can be read again."""
+    args = trainer.args
+    losses = trainer.loss.values() if isinstance(trainer.loss, dict) else [trainer.loss]
+    kept = [type(one).__name__ for loss in losses for one in find_row_losses(loss)]
+    reasons = {
+        "embedding_source": (
+            args.embedding_source == "harvest",
+            args.embedding_source,
+            "encode: a row of a stream passes once, and what is harvested of it comes too late for its batch",
+        ),
+        "replan_steps": (
+            args.replan_steps != 0,
+            args.replan_steps,
+            "0: each window of a stream is planned once. planning_window says how many rows that is",
+        ),
+        "dataloader_num_workers": (
+            args.dataloader_num_workers > 0,
+            args.dataloader_num_workers,
+            "0: rows are planned where the model is, in the process that trains. The next window is read beside it",
+        ),
+        "loss": (bool(kept), ", ".join(kept), "a loss that keeps nothing of rows, which pass only once"),
+    }
+    for name, (is_used, got, expected) in reasons.items():
+        if is_used:
+            raise ValueError(f"{name}: got {got} with an IterableDataset, expected {expected}.")
 
 
 def refuse_sampler(args: Any) -> None:

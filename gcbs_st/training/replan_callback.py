@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from gcbs_st.training.arguments import GCBSTrainingArguments
+from gcbs_st.training.arguments import GCBSTrainingArguments, PlanningArguments
 
 
 class ReplanCallback(TrainerCallback):
@@ -56,7 +56,7 @@ class ReplanCallback(TrainerCallback):
                 self._first_step -= state.global_step % self._steps_an_epoch()
         else:
             self._epoch += 1
-        self._begin_epoch(self._epoch, self._plans(args, state))
+        self._begin_epoch(self._epoch, self.plans(args, state))
 
     def on_step_end(  # type: ignore[override]
         self, args: GCBSTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -64,10 +64,10 @@ class ReplanCallback(TrainerCallback):
         """Plans the rest of the epoch when it is due."""
         step = state.global_step
         warmed_up = step == args.planner_warmup_steps
-        interval = self.interval(args.replan_steps)
+        interval = self.window_steps(args) or self.interval(args.replan_steps)
         scheduled = step in args.hardness.steps(state.max_steps)
         every = bool(interval) and (step - self._first_step) % interval == 0
-        due = self._plans(args, state) and (warmed_up or scheduled or every)
+        due = self.plans(args, state) and (warmed_up or scheduled or every)
         cools = step == args.cooldown_start(state.max_steps) and step > args.planner_warmup_steps
         if due or cools:
             # The plan is logged, and the host takes any log for the one that is due at this step.
@@ -76,8 +76,8 @@ class ReplanCallback(TrainerCallback):
             control.should_log = should_log
 
     @staticmethod
-    def _plans(args: GCBSTrainingArguments, state: TrainerState) -> bool:
-        """Whether batches drawn from now on are planned ones."""
+    def plans(args: PlanningArguments, state: TrainerState) -> bool:
+        """Returns whether batches drawn from now on are planned ones."""
         cooldown = args.cooldown_start(state.max_steps)
         return args.planner_warmup_steps <= state.global_step and (cooldown is None or state.global_step < cooldown)
 
@@ -86,3 +86,11 @@ class ReplanCallback(TrainerCallback):
         if replan_steps == 0 or replan_steps >= 1:
             return int(replan_steps)
         return max(1, math.ceil(replan_steps * self._steps_an_epoch()))
+
+    @staticmethod
+    def window_steps(args: PlanningArguments) -> int:
+        """Returns the optimizer steps that a window of rows is drawn in, 0 without windows."""
+        if args.planning_window is None:
+            return 0
+        a_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        return max(1, args.planning_window // a_step)

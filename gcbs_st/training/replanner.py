@@ -96,6 +96,8 @@ class Replanner:
         # The batches that do not fill a step of all ranks are never drawn. They stay at the end as they
         # are, random rows, so that it is not always the end of a plan that is lost.
         steps = (len(sampler) - start) // ranks
+        if self.trainer.window_steps:  # what lies behind the window stays as it is, random rows
+            steps = min(steps, self.trainer.window_steps * self.trainer.args.gradient_accumulation_steps)
         if steps * ranks < 2:
             return
         stop = (start + steps * ranks) * sampler.batch_size
@@ -142,6 +144,7 @@ class Replanner:
         return (
             once
             and sampler.plan_count > 0
+            and not self.trainer.window_steps
             and sampler.cluster_size == cluster_size
             and self.trainer.source.is_fixed
             and not self.trainer.plans_differently
@@ -235,12 +238,15 @@ class Replanner:
         return found or None
 
     def _repeated(self, name: str, order: np.ndarray, size: int) -> float | None:
-        """The share of pairs of rows in a batch that shared one in the plan before, too; None at the first."""
+        """The share of pairs of rows in a batch that shared one in the plan before, too; None at the first.
+
+        A window of a stream has other rows than the one before.
+        """
         part = np.full(self.trainer.planned_samplers[name].rows, -1)
         whole = order[: len(order) // size * size]
         part[whole] = np.arange(len(whole)) // size
         last, self._last_parts[name] = self._last_parts.get(name), part
-        if last is None or len(last) != len(part):
+        if last is None or len(last) != len(part) or self.trainer.feed is not None:
             return None
         met = np.sort(last[whole].reshape(-1, size), axis=1)
         pairs = sum(int(((run * (run - 1)) // 2).sum()) for run in map(_run_lengths, met))

@@ -24,7 +24,7 @@ from gcbs_st.planners.base import abilities_of
 from gcbs_st.ranks import on_one_node
 from gcbs_st.rows.columns import TextColumn, refuse_numbers, text_columns, text_names
 from gcbs_st.rows.row_ids import locate
-from gcbs_st.rows.training_set import TrainingPart, parts_of, planned_names
+from gcbs_st.rows.training_set import TrainingPart, planned_names
 from gcbs_st.training.loss_facts import needs_pairs
 from gcbs_st.training.loss_states import RowStates
 
@@ -88,7 +88,8 @@ class RowMemory:
     def _embeds_rows(self) -> bool:
         """Whether any plan will ask for embeddings."""
         asked = abilities_of(self.trainer.planner).needs_embeddings or self.trainer.plans_differently
-        return asked and not all(map(self.trainer.leaves_random, parts_of(self.trainer.train_dataset)))
+        names = self.trainer.training_parts()  # none of a stream of which nothing was read
+        return asked and not (names and all(map(self.trainer.leaves_random, names)))
 
     def _views_of(self) -> list[Any]:
         """The views of the arguments, with that of the rule in the place of "auto"."""
@@ -108,6 +109,8 @@ class RowMemory:
     def _initial_view(self, parts: Mapping[str, TrainingPart]) -> FixedView:
         trainer = self.trainer
         digest, weights = self._initial or (weights_digest(trainer.model.state_dict()), None)
+        if weights is None and trainer.feed is not None:  # which embeds by them until its end
+            weights = copy_weights(trainer.model)
         file = Path(trainer.resume_folder or "") / VIEW_FILE
         resumes = trainer.resume_folder is not None and file.is_file()
         began_with = str(read_json(file, dict).get(INITIAL)) if resumes else digest
@@ -169,7 +172,7 @@ class RowMemory:
         trainer, parts = self.trainer, {}
         labels = trainer.data_collator.valid_label_columns
         planned = planned_names(trainer.args.planner_columns, trainer.train_dataset)
-        for name, dataset in parts_of(trainer.train_dataset).items():
+        for name, dataset in trainer.training_parts().items():
             self._texts[name] = text_names(dataset, labels)
             if name not in trainer.planned_samplers:
                 parts[name] = TrainingPart(dataset, (), ())
@@ -230,6 +233,7 @@ class RowMemory:
             view=trainer.planning_view(),
             collate=None if self._collates_as_host() else self._collate,
             planned_views=views,
+            in_windows=trainer.feed is not None,
             judge=None if judge is None or not self._embeds_rows() else self._fixed_view(judge, parts),
         )
 

@@ -313,7 +313,7 @@ def test_streams_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     require_map_style(data)
     require_map_style(DatasetDict(train=data))
     for bad in (stream, IterableDatasetDict(train=stream), {"a": data, "b": stream}, None):
-        with pytest.raises(TypeError, match=r"expected datasets\.Dataset: planning batches needs the number of rows"):
+        with pytest.raises(TypeError, match=r"expected datasets\.Dataset: its rows are counted and read by number"):
             require_map_style(bad)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stream)
     with pytest.raises(TypeError, match="got IterableDataset"):

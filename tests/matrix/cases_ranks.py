@@ -140,10 +140,10 @@ CASES = [
         },
     ),
     Case(
-        "an IterableDataset",
-        rows=lambda: pairs().to_iterable_dataset(), quick=True,
+        "several IterableDatasets",
+        rows=lambda: {"first": pairs().to_iterable_dataset()}, quick=True,
         cells=everywhere(
-            refused("rows without numbers; load a `Dataset`", "TypeError", "got IterableDataset")
+            refused("of several rows are drawn by number; load a `Dataset`", "TypeError", "got IterableDataset")
         ),
     ),
 ]  # fmt: skip
