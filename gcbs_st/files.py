@@ -68,6 +68,34 @@ def whole_file(target: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Makes a folder beside `target` that takes its name when the block has ended.
+
+    Whatever ends the block early leaves neither a part of the folder nor a temporary one, and an older folder as it was.
+    A folder that is there is replaced if it is empty, or if `replace` says so; else an OSError is raised.
+    """
+    target = target.resolve()  # so that "." has a name, and what a link leads to is replaced, not the link
+    target.parent.mkdir(parents=True, exist_ok=True)
+    name = f".{target.name}.{uuid.uuid4().hex[:8]}"
+    staged, older = target.with_name(f"{name}.tmp"), target.with_name(f"{name}.old")
+    staged.mkdir()
+    try:
+        yield staged
+        if replace and target.is_dir():
+            os.replace(target, older)  # no system exchanges two folders in one step everywhere
+            try:
+                os.replace(staged, target)
+            except OSError:
+                os.replace(older, target)
+                raise
+            shutil.rmtree(older, ignore_errors=True)
+        else:
+            os.replace(staged, target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
 def read_json(file: Path, kind: type[Any]) -> Any:
     """Returns the dict or list of a JSON file; raises a ValueError that names a file that is missing or damaged."""
     try:

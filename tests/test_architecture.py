@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "records": "batches config files",
     "experiments": "training evaluation records corpora models planners losses batches rows config files",
     "reports": "experiments records embeddings batches planners models rows config files",
-    "commands": "reports experiments records evaluation corpora models planners batches config files",
+    "commands": "reports experiments records evaluation embeddings corpora models planners batches rows config files",
     "cli": "commands",
 }
 LIBRARY = list(MAY_IMPORT)[:10]

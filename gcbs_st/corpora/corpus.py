@@ -56,12 +56,7 @@ def load_corpus(  # noqa: PLR0913 -- one argument for each key of a config's cor
     """
     if max_rows is not None and max_rows < MIN_ROWS:
         raise ValueError(f"got max_rows={max_rows}, expected at least {MIN_ROWS} or None")
-    dataset = read_source(source, split=split, name=name, data_files=data_files, distributions=distributions)
-    require_map_style(dataset)
-    if isinstance(dataset, Mapping):
-        if split not in dataset:
-            raise ValueError(f"got split {split!r} of {source!r}, expected one of {list(dataset)}")
-        dataset = dataset[split]
+    dataset = read_rows(source, split=split, name=name, data_files=data_files, distributions=distributions)
     dataset = _without_blank_rows(_choose_columns(dataset, columns, group), source)
     if max_rows is not None and len(dataset) > max_rows:
         spread = source in FROM_PACKAGES
@@ -72,6 +67,27 @@ def load_corpus(  # noqa: PLR0913 -- one argument for each key of a config's cor
             f"got {len(dataset)} rows, need at least {MIN_ROWS} rows with text in {source!r}: "
             "check the file, the split and the columns"
         )
+    return dataset
+
+
+def read_rows(
+    source: str,
+    *,
+    split: str = "train",
+    name: str | None = None,
+    data_files: str | None = None,
+    distributions: Sequence[str] | None = None,
+) -> Dataset:
+    """Returns all rows and columns of a source as they stand, so that row i is the i-th of the source.
+
+    Arguments and errors are those of `load_corpus`.
+    """
+    dataset = read_source(source, split=split, name=name, data_files=data_files, distributions=distributions)
+    require_map_style(dataset)
+    if isinstance(dataset, Mapping):
+        if split not in dataset:
+            raise ValueError(f"got split {split!r} of {source!r}, expected one of {list(dataset)}")
+        dataset = dataset[split]
     return dataset
 
 

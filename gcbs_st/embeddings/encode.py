@@ -31,6 +31,10 @@ _ENCODE_TEXTS = 4096
 Collate = Callable[[list[dict[str, Any]]], Sequence[dict[str, Any]]]
 
 
+class NoEmbeddingError(ValueError):
+    """No text of those that were embedded has an embedding."""
+
+
 class MeanSquare:
     """The mean squared norm of embeddings: a loss's dot products are that much larger than a plan's cosines."""
 
@@ -85,7 +89,7 @@ def encode_rows(  # noqa: PLR0913 - a keyword for each way in which training may
             distinct, positions = _distinct([texts[i] for i in mine])
             embeddings = _encode(model, distinct, way, batch_size, progress, view, norms or MeanSquare())
             if len(distinct) and not embeddings.any():
-                raise ValueError(no_embeddings(distinct[0]))
+                raise NoEmbeddingError(no_embeddings(distinct[0]))
             made: dict[bytes, np.ndarray] = {}
             for i, position in zip(mine, positions, strict=True):
                 arrays[i] = made.setdefault(position.tobytes(), embeddings[position])
@@ -130,7 +134,7 @@ def encode_collated(  # noqa: PLR0913 - as above
         array = np.empty_like(found)
         array[by_length] = _to_units(found, norms or MeanSquare())
         if not array.any():
-            raise ValueError(no_embeddings(texts[0][0]))
+            raise NoEmbeddingError(no_embeddings(texts[0][0]))
         arrays.append(array)
     return arrays
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
@@ -12,6 +13,7 @@ from gcbs_st.config import ConfigError, CorpusConfig, ExperimentConfig
 from gcbs_st.corpora.corpus import join_corpora, load_corpus, split_held_out
 from gcbs_st.evaluation.code_search import task_of_pairs
 from gcbs_st.experiments.tasks import HELD_OUT, Tasks, load_tasks, scoring_of
+from gcbs_st.records.run_folder import RESULTS_FILE
 from gcbs_st.rows.training_set import corpus_hash
 
 
@@ -46,6 +48,26 @@ def load_rows(config: ExperimentConfig) -> tuple[Dataset, Dataset | None]:
     corpus = load_rows_of(config.corpus)
     held_out_rows = config.corpus.held_out
     return split_held_out(corpus, held_out_rows) if held_out_rows else (corpus, None)
+
+
+def load_trained_rows(
+    folder: Path, config: ExperimentConfig, recorded: str, *, advice: str = "Train again."
+) -> tuple[Dataset, Dataset]:
+    """Returns the rows that a run in `folder` was trained on, as its plans count them: all columns, and without groups.
+
+    Raises a ValueError, which ends with the advice, if the corpus no longer has the `recorded` hash.
+    """
+    rows, _ = load_rows(config)
+    # The trainer saw the rows without their groups, unless it was asked to train on them.
+    trained = rows.remove_columns("group") if "group" in rows.column_names else rows
+    if recorded not in (corpus_hash(rows), corpus_hash(trained)):
+        raise ValueError(
+            f"{folder} was trained on a corpus of hash {recorded}, but {config.corpus.source!r} is another one now "
+            f"({len(rows)} rows, hash {corpus_hash(rows)}). {advice}"
+            if recorded
+            else f"{folder}/{RESULTS_FILE} is damaged: it holds no corpus_hash."
+        )
+    return rows, trained
 
 
 def load_rows_of(corpus: CorpusConfig) -> Dataset:

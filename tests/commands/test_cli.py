@@ -31,6 +31,8 @@ SCRIPTS = {
     "evaluate_sts": "evaluate-sts",
     "evaluate_mteb": "evaluate-mteb",
     "plan_batches": "plan",
+    "embed_rows": "embed",
+    "export_batches": "export",
     "draw_batches": "draw",
     "compare": "compare",
     "train_code_search": "train-code-search",

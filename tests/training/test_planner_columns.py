@@ -273,7 +273,7 @@ def test_they_are_read_from_the_command_line_and_yaml(tmp_path):
 def test_the_page_shows_what_was_planned_on(tmp_path, monkeypatch, given):
     """The texts of a finished run are read from the columns that its arguments name."""
     rows = ntuples().remove_columns("score")
-    monkeypatch.setattr(pair_texts, "load_rows", lambda config: (rows, None))
+    monkeypatch.setattr("gcbs_st.experiments.data.load_rows", lambda config: (rows, None))
     config = SimpleNamespace(train={"planner_columns": given}, runs={"one": {}}, corpus=SimpleNamespace(source="x"))
     texts = pair_texts.read_run_texts(tmp_path, config, corpus_hash(rows))
     first, second = ["anchor", "positive"] if given in (None, ["hard"]) else ["hard", "anchor"]

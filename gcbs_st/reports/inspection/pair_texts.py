@@ -13,10 +13,9 @@ import numpy as np
 from datasets import Dataset
 
 from gcbs_st.config import ExperimentConfig
-from gcbs_st.experiments.data import load_rows
-from gcbs_st.records.run_folder import RESULTS_FILE, run_settings
+from gcbs_st.experiments.data import load_trained_rows
+from gcbs_st.records.run_folder import run_settings
 from gcbs_st.rows.columns import TextColumn, read_columns, text_columns
-from gcbs_st.rows.training_set import corpus_hash
 
 Pair = tuple[str, str]
 
@@ -57,17 +56,9 @@ def read_run_texts(folder: Path, config: ExperimentConfig, recorded: str) -> Pai
 
     Raises a ValueError if the corpus no longer has the `recorded` hash.
     """
-    rows, _ = load_rows(config)
+    advice = "Train again, or give the texts of then with --texts."
+    _, trained = load_trained_rows(folder, config, recorded, advice=advice)
     settings = run_settings(config)
-    # The trainer saw the rows without their groups, unless it was asked to train on them.
-    trained = rows.remove_columns("group") if "group" in rows.column_names else rows
-    if recorded not in (corpus_hash(rows), corpus_hash(trained)):
-        raise ValueError(
-            f"{folder} was trained on a corpus of hash {recorded}, but {config.corpus.source!r} is another one now "
-            f"({len(rows)} rows, hash {corpus_hash(rows)}). Train again, or give the texts of then with --texts."
-            if recorded
-            else f"{folder}/{RESULTS_FILE} is damaged: it holds no corpus_hash."
-        )
     planned = settings.get("planner_columns")
     planned = json.loads(planned) if isinstance(planned, str) else planned
     columns = text_columns(
