@@ -179,15 +179,8 @@ def make_run(folder, config) -> None:
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     trained = load_corpus("pairs.jsonl", group="id").remove_columns("group")
-    record = {
-        "run": "bisect",
-        "seed": 42,
-        "steps": 12,
-        "plans": 2,
-        "scores": {},
-        "after": {},
-        "corpus_hash": corpus_hash(trained),
-    }
+    record = {"run": "bisect", "seed": 42, "steps": 12, "plans": 2, "seconds_training": 1.0, "versions": {}}
+    record["corpus_hash"] = corpus_hash(trained)
     write_json(folder / "results.json", record)
     write_json(folder / "log_history.json", [])
     for step, order in zip((0, 12), ORDER, strict=True):
