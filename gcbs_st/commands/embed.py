@@ -71,7 +71,11 @@ def _embed(arguments: argparse.Namespace) -> None:
     if arguments.dtype not in DTYPES:  # before anything is read
         raise ValueError(f"--dtype: got {arguments.dtype!r}, expected one of {', '.join(DTYPES)}")
     dataset = read_rows(arguments.dataset, split=arguments.split, name=arguments.name)
-    names = default_columns(dataset) if arguments.columns is None else arguments.columns.split(",")
+    names = (
+        default_columns(dataset)
+        if arguments.columns is None
+        else [name.strip() for name in arguments.columns.split(",")]
+    )
     check_texts(dataset, names)  # before the model is loaded, which may take long
     prompts = (arguments.anchor_prompt, arguments.positive_prompt)
     columns = [TextColumn(name, prompt) for name, prompt in zip((names * 2)[:2], prompts, strict=True)]

@@ -113,6 +113,8 @@ def _of_run(arguments: argparse.Namespace) -> Planned:
     for name in ("dataset", "batch_size", "name", "record"):
         if getattr(arguments, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')} does not go with --run, which says it itself")
+    if arguments.split != "train":
+        raise ValueError("--split does not go with --run, which says it itself")
     config, run = read_run(arguments.run)
     if not (files := plan_files(arguments.run / PLANS_FOLDER)):
         raise ValueError(f"--run: {arguments.run} keeps no plans ({PLANS_FOLDER}/step-*.npz): train it again")

