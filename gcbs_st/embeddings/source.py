@@ -59,6 +59,8 @@ class SourceOptions:
     folder: Path | None  # for them, which all ranks see; None to keep them in memory
     batch_size: int  # texts per forward pass when encoding
     show_progress: bool  # of encoding
+    # Whether the model as it is can embed rows outside of training; not where its weights are spread over processes.
+    encodes: bool = True
     view: View = sentence_embedding  # what is planned on of the outputs of a pass, encoded or harvested
     # Makes the features of rows, where the user's collator may change texts; None to encode them as they are.
     collate: Collate | None = None
@@ -287,9 +289,14 @@ class EmbeddingSource:
             if agree(hidden, self.ranks):
                 logger.warning(
                     "embedding_source: harvest, but the training passes show no embeddings: the loss or model hides "
-                    "them, or a collator of your own returns no dict. Rows are encoded before each plan instead."
+                    "them, or a collator of your own returns no dict. %s",
+                    "Rows are encoded before each plan instead."
+                    if self.options.encodes
+                    else "Batches stay random, since no process holds all weights of the model to encode rows with.",
                 )
                 self.harvests = False
+        if not self.harvests and not self.options.encodes:
+            return NOTHING
         if not self.harvests:
             self.norms = MeanSquare()
             arrays = self._encode(name, rows)
@@ -389,6 +396,8 @@ class EmbeddingSource:
     def _encode_own(self, name: str, rows: np.ndarray, embedder: Embedder | None = None) -> list[np.ndarray]:
         part, options = self.parts[name], self.options
         if embedder is None:  # the model as it is
+            if not options.encodes:  # what asks for it is refused before training; a pass would never end
+                raise ValueError("rows are to be encoded by a model that no process holds whole.")
             embedder = Embedder(self.model, {name: part.columns}, options.view, options.collate)
         columns = embedder.columns[name]
         if not len(rows):

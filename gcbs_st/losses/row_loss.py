@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +46,9 @@ class RowLoss(nn.Module, ABC):
     Raises:
         ValueError: `scale` not above 0, `rows` below 1, or unknown directions.
     """
+
+    # Whether `encode` is called for other rows than those of the batch. FSDP and ZeRO-3 take only losses that say no.
+    embeds_rows: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -59,6 +59,8 @@ class SogCLRLoss(RowLoss):
         -1.0
     """
 
+    embeds_rows = False
+
     def __init__(
         self,
         model: SentenceTransformer,

@@ -12,14 +12,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import TRAINER_STATE_NAME, Trainer
 
 from gcbs_st.batches.checkpoint import last_whole_checkpoint, write_plan
 from gcbs_st.embeddings.source import EmbeddingSource
@@ -40,6 +40,7 @@ from gcbs_st.training.replan_callback import ReplanCallback
 from gcbs_st.training.replanner import Replanner
 from gcbs_st.training.row_memory import RowMemory
 from gcbs_st.training.rule import AUTO, MASKED_AT_RANDOM, PLANNER, Setting, supported_setting
+from gcbs_st.training.sharding import complete_state, fsdp_version, is_zero_3, whole_weights, wrapped_as_a_whole
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +152,16 @@ class PlannedTraining(PlannedLoading):
         # Of a model that was there before, `train` has put them aside.
         if self.model_init is not None and self._resumed_from is not None and self.row_memory.source is None:
             self.row_memory.remember_initial()
-        super()._load_from_checkpoint(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            # That of sentence-transformers takes no model, and would put whole weights into shards.
+            Trainer._load_from_checkpoint(self, *args, **kwargs)
+        else:
+            super()._load_from_checkpoint(*args, **kwargs)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Prepares model and optimizer as the host does; a sharded model also where accelerate would fail on it."""
+        with wrapped_as_a_whole(self.model) if fsdp_version(self) == 2 else nullcontext():
+            return super()._prepare_for_training(*args, **kwargs)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Computes the loss as the host does, tells it which rows it sees if it asks, and harvests their embeddings."""
@@ -190,6 +200,17 @@ class PlannedTraining(PlannedLoading):
             states = {name: sampler.state_dict() for name, sampler in self.planned_samplers.items()}
             write_plan(output_dir, states, self.training_set_fingerprint())
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Saves the model as the host does, of a sharded one the whole weights that the host has gathered.
+
+        The host comes here on all processes then, and its models write what they hold, which is a shard each.
+        """
+        if state_dict is None or not (fsdp_version(self) == 2 or is_zero_3(self)):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            with whole_weights(getattr(self.model, "_orig_mod", self.model), state_dict):
+                super()._save(output_dir, state_dict)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Saves a checkpoint as the host does, on all ranks, after they have told each other what they know."""
         if not self.args.save_only_model:
@@ -224,6 +245,12 @@ class PlannedTraining(PlannedLoading):
     def time_share(self) -> float:
         """Returns the share of this run's time until now that went into embedding, harvesting and planning."""
         return round(self.source.seconds / max(1e-9, time.perf_counter() - self.began), 4)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Saves them as the host does; of a sharded model a state that torch takes when the run is resumed."""
+        if fsdp_version(self) == 2:
+            complete_state(getattr(self.optimizer, "optimizer", self.optimizer))
+        super()._save_optimizer_and_scheduler(output_dir)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Saves this process's random numbers as the host does, and waits for the others'.
@@ -264,6 +291,12 @@ class PlannedTraining(PlannedLoading):
         labels = self.data_collator.valid_label_columns
         texts = max(len(text_names(dataset, labels)) for dataset in parts_of(self.train_dataset).values())
         return supported_setting(self.model, has_negatives=texts > 2)
+
+    @property
+    def views(self) -> list[Any]:
+        """The views of the arguments, with that of the rule in the place of "auto"."""
+        setting = self.auto_setting
+        return self.args.views if setting is None else [setting.view]
 
     def leaves_random(self, name: str) -> bool:
         """Whether "auto" leaves the batches of a dataset to chance: dropout makes pairs of its single texts.

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from gcbs_st.embeddings.source import INITIAL
+from gcbs_st.planners import name_of
+from gcbs_st.planners.base import abilities_of
 from gcbs_st.training.loss_states import find_row_losses
+from gcbs_st.training.sharding import fsdp_version, is_sharded, is_zero_3
 
 # Trainers by the class of the host's models.
 _TRAINERS = {
@@ -28,11 +32,9 @@ def refuse_model(model: Any, trainer_class: type) -> None:
 def refuse_unsupported(trainer: Any) -> None:
     """Raises a ValueError if a step would train on other rows than those that were planned for it."""
     accelerator = trainer.accelerator
-    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    sharded = "Rows are embedded by each process on its own, which holds only a part of the weights. Use DDP"
+    if is_sharded(trainer):
+        _refuse_sharded(trainer)
     reasons = {
-        "FSDP": (trainer.is_fsdp_enabled, sharded),
-        "DeepSpeed ZeRO-3": (plugin is not None and plugin.zero_stage == 3, f"{sharded}, or ZeRO 1 or 2"),
         "accelerator_config.dispatch_batches": (
             bool(accelerator.dispatch_batches),
             "The main process would read the batches of all and cut them anew. Leave it at None",
@@ -74,6 +76,72 @@ def refuse_stream(trainer: Any) -> None:
     for name, (is_used, got, expected) in reasons.items():
         if is_used:
             raise ValueError(f"{name}: got {got} with an IterableDataset, expected {expected}.")
+
+
+def _refuse_sharded(trainer: Any) -> None:
+    """Raises a ValueError for plans that need more of a sharded model than its training passes.
+
+    A process that embeds rows on its own waits for the weights of others, which embed other numbers of rows, or none.
+    """
+    args, views = trainer.args, trainer.views
+    by_model = "model" in [view for view in views if isinstance(view, str)]
+    zero, version = is_zero_3(trainer), fsdp_version(trainer)
+    run = "DeepSpeed ZeRO-3" if zero else "FSDP"
+    whole = "DDP, or ZeRO 1 or 2" if zero else "DDP"
+    harvest = f"Use embedding_source='harvest', first_plan='random', or {whole}"
+    alone = "which embeds rows by a model that no process holds whole"
+    if version == 1:
+        raise ValueError(
+            "FSDP: got version 1, expected version 2, whose model is the one that the trainer was given. Use "
+            "fsdp_config={'version': 2}, or fsdp_version: 2 in the configuration of accelerate, with "
+            "embedding_source='harvest', first_plan='random'; or DDP."
+        )
+    if by_model and args.embedding_source != "harvest":
+        raise ValueError(f"{run}: got embedding_source={args.embedding_source!r}, {alone}. {harvest}.")
+    if by_model and args.first_plan != "random":
+        raise ValueError(f"{run}: got first_plan={args.first_plan!r}, {alone}. {harvest}.")
+    if by_model and args.embedding_max_age is not None:
+        raise ValueError(
+            f"{run}: got embedding_max_age={args.embedding_max_age}, {alone}. {harvest}, and leave it at None."
+        )
+    if by_model and not abilities_of(trainer.planner).covers_each_row_once:
+        raise ValueError(
+            f"{run}: got the planner {name_of(trainer.planner)!r}, which asks for embeddings of all rows at every plan, "
+            f"but harvested are those that were trained. Use a planner that covers each row once, or {whole}."
+        )
+    for view in (*views, args.planner_reference):
+        if view is not None and not (isinstance(view, str) and view == "model"):
+            _refuse_shared_reference(trainer, run, view, harvest)
+    losses = trainer.loss.values() if isinstance(trainer.loss, dict) else [trainer.loss]
+    for loss in (one for each in losses for one in find_row_losses(each)):
+        if loss.embeds_rows:
+            raise ValueError(
+                f"{run}: got {type(loss).__name__}, which embeds rows beside those of the batch, in one process more of "
+                f"them than in another, so that these would wait for each other's weights. Use another loss, or {whole}."
+            )
+
+
+def _refuse_shared_reference(trainer: Any, run: str, view: Any, harvest: str) -> None:
+    """Raises a ValueError for fixed embeddings whose model a process does not hold whole."""
+    if isinstance(view, str) and view == INITIAL:
+        raise ValueError(
+            f"{run}: got the view {view!r}, which embeds rows by a model that no process holds whole. {harvest}, or a "
+            "reference model that is not trained."
+        )
+    # Both make transformers load any model in parts: every parameter, or all but those of the first process.
+    if is_zero_3(trainer):
+        raise ValueError(f"{run}: got a reference model, which DeepSpeed would take apart as well. {harvest}.")
+    if getattr(trainer.accelerator.state.fsdp_plugin, "cpu_ram_efficient_loading", False):
+        raise ValueError(
+            f"{run}: got a reference model together with cpu_ram_efficient_loading, which loads the weights of any model "
+            f"on one process only. Leave cpu_ram_efficient_loading at False. Or: {harvest[0].lower()}{harvest[1:]}."
+        )
+    trained = set(map(id, trainer.model.modules()))
+    if hasattr(view, "modules") and any(id(module) in trained for module in view.modules()):
+        raise ValueError(
+            f"{run}: got a reference model that shares modules with the model that is trained, and that no process holds "
+            f"whole. Give a copy of its own. Or: {harvest[0].lower()}{harvest[1:]}."
+        )
 
 
 def refuse_sampler(args: Any) -> None:

@@ -27,6 +27,7 @@ from gcbs_st.rows.row_ids import locate
 from gcbs_st.rows.training_set import TrainingPart, planned_names
 from gcbs_st.training.loss_facts import needs_pairs
 from gcbs_st.training.loss_states import RowStates
+from gcbs_st.training.sharding import is_sharded
 
 VIEW_FILE = "gcbs_view.json"  # in a checkpoint: which weights the run began with
 # Tokens of a forward pass without gradients: a few hundred MB for a base model.
@@ -55,7 +56,7 @@ class RowMemory:
         self.row_states = RowStates(trainer.loss, counts, self._features_of, seed=args.seed, ranks=args.world_size)
         harvest = args.embedding_source == "harvest"
         self.source = EmbeddingSource(
-            trainer.model,
+            getattr(trainer.model, "_orig_mod", trainer.model),  # under FSDP the host keeps the compiled one
             parts,
             self._source_options(folder, parts),
             fingerprint=trainer.training_set_fingerprint() if harvest else "",
@@ -77,7 +78,7 @@ class RowMemory:
 
     def remember_initial(self) -> None:
         """Puts aside the weights that training begins with, which a checkpoint is about to replace, if they are needed."""
-        if INITIAL in (*map(str, self._views_of()), str(self.trainer.args.planner_reference)) and self._embeds_rows():
+        if INITIAL in (*map(str, self.trainer.views), str(self.trainer.args.planner_reference)) and self._embeds_rows():
             weights = copy_weights(self.trainer.model)
             self._initial = (weights_digest(weights), weights)
 
@@ -90,11 +91,6 @@ class RowMemory:
         asked = abilities_of(self.trainer.planner).needs_embeddings or self.trainer.plans_differently
         names = self.trainer.training_parts()  # none of a stream of which nothing was read
         return asked and not (names and all(map(self.trainer.leaves_random, names)))
-
-    def _views_of(self) -> list[Any]:
-        """The views of the arguments, with that of the rule in the place of "auto"."""
-        setting = self.trainer.auto_setting
-        return self.trainer.args.views if setting is None else [setting.view]
 
     def _fixed_view(self, given: Any, parts: Mapping[str, TrainingPart]) -> FixedView | None:
         """What stands for a view in the arguments; None for the model as it is. The same object until the run ends."""
@@ -216,7 +212,7 @@ class RowMemory:
         """
         trainer, args, parts = self.trainer, self.trainer.args, parts or {}
         judge = args.planner_reference
-        views = [self._fixed_view(view, parts) for view in self._views_of()] if self._embeds_rows() else [None]
+        views = [self._fixed_view(view, parts) for view in self.trainer.views] if self._embeds_rows() else [None]
         in_files = args.embedding_storage == "disk" if args.world_size == 1 else on_one_node(args.world_size)
         # Static models have no limit, and take as many texts as anybody has.
         length = getattr(trainer.model, "max_seq_length", None) or math.inf
@@ -234,6 +230,7 @@ class RowMemory:
             collate=None if self._collates_as_host() else self._collate,
             planned_views=views,
             in_windows=trainer.feed is not None,
+            encodes=not is_sharded(trainer),
             judge=None if judge is None or not self._embeds_rows() else self._fixed_view(judge, parts),
         )
 
