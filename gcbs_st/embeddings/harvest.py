@@ -42,8 +42,6 @@ class Harvester:
         # Under DataParallel the replicas pass in threads of their own.
         self._thread = threading.local()
         self._passes: list[tuple[Tensor, Tensor]] = []
-        # The features that carry numbers, as the loss has them; the model may be handed copies.
-        self._numbered: list[dict[str, Any]] = []
         self._pending: list[tuple[str, np.ndarray, int, int, list[tuple[Tensor, Tensor]]]] = []
         self._warned = False
         last = list(model.children())[-1]
@@ -72,7 +70,7 @@ class Harvester:
             if rows is not None:
                 self.batches += 1
                 self._pending.append((name, rows, step, len(self.columns), self._passes))
-            self._rows, self._passes, self._numbered = None, [], []
+            self._rows, self._passes = None, []
 
     def number(self, features: Sequence[dict[str, Any]]) -> None:
         """Puts a number beside each of the B texts of each text column, if rows are being watched."""
@@ -85,7 +83,6 @@ class Harvester:
             if place in self.columns:
                 codes = torch.arange(size, device=device) + self.columns.index(place) * size
             column[_CODES_KEY] = codes
-        self._numbered = list(features)
 
     @property
     def is_full(self) -> bool:
@@ -137,12 +134,7 @@ class Harvester:
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         features = args[0] if args else kwargs.get("input")
         # Taken out: the model would hand what it does not know on to a transformer that takes any argument.
-        codes = features.pop(_CODES_KEY, None) if isinstance(features, dict) else None
-        # DDP and FSDP hand the model a copy where they move or cast its input; the loss may pass its own to a guide.
-        for column in self._numbered:
-            if codes is not None and column.get(_CODES_KEY) is codes:
-                del column[_CODES_KEY]
-        self._thread.codes = codes
+        self._thread.codes = features.pop(_CODES_KEY, None) if isinstance(features, dict) else None
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -427,21 +427,19 @@ def test_dispatched_batches_are_refused(tmp_path, static_model, pairs):
 @pytest.mark.parametrize(
     ("what", "given", "match"),
     [
-        ("fsdp", {"is_fsdp_enabled": True}, "FSDP: .* Use DDP"),
-        ("zero 3", {"zero": 3}, "ZeRO-3: .* or ZeRO 1 or 2"),
         ("split", {"split_batches": True, "ranks": 2}, "split_batches: .* rows of one process"),
     ],
 )
-def test_sharded_weights_and_cut_batches_are_refused(what, given, match):
-    """What one process cannot embed, or would not train on as planned, is refused with what to do instead."""
+def test_cut_batches_are_refused(what, given, match):
+    """What a process would not train on as planned is refused with what to do instead; see also ``test_sharding.py``."""
 
-    def trainer(is_fsdp_enabled=False, zero=2, split_batches=False, ranks=1):
-        plugin = SimpleNamespace(zero_stage=zero)
+    def trainer(split_batches=False, ranks=1):
+        plugin = SimpleNamespace(zero_stage=2)
         accelerator = SimpleNamespace(
             state=SimpleNamespace(deepspeed_plugin=plugin), dispatch_batches=None, split_batches=split_batches
         )
         args = SimpleNamespace(world_size=ranks)
-        return SimpleNamespace(accelerator=accelerator, is_fsdp_enabled=is_fsdp_enabled, args=args)
+        return SimpleNamespace(accelerator=accelerator, is_fsdp_enabled=False, args=args)
 
     refuse_unsupported(trainer())
     refuse_unsupported(trainer(split_batches=True))
