@@ -249,7 +249,8 @@ class PlannedTraining(PlannedLoading):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Saves them as the host does; of a sharded model a state that torch takes when the run is resumed."""
         if fsdp_version(self) == 2:
-            complete_state(getattr(self.optimizer, "optimizer", self.optimizer))
+            optimizer: Any = self.optimizer
+            complete_state(getattr(optimizer, "optimizer", optimizer))
         super()._save_optimizer_and_scheduler(output_dir)
 
     def _save_rng_state(self, output_dir: str) -> None:

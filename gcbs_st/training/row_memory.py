@@ -78,7 +78,10 @@ class RowMemory:
 
     def remember_initial(self) -> None:
         """Puts aside the weights that training begins with, which a checkpoint is about to replace, if they are needed."""
-        if INITIAL in (*map(str, self.trainer.views), str(self.trainer.args.planner_reference)) and self._embeds_rows():
+        if (
+            INITIAL in (*map(str, self.trainer.views), str(self.trainer.args.planner_reference))
+            and self._embeds_rows()
+        ):
             weights = copy_weights(self.trainer.model)
             self._initial = (weights_digest(weights), weights)
 

@@ -62,13 +62,13 @@ def whole_weights(model: Any, state: Mapping[str, torch.Tensor]) -> Iterator[Non
         for name, value in module._parameters.items()
         if value is not None
     ]
-    whole = {}  # by the shard, so that tied weights stay tied, and are found by either name
+    whole: dict[int, nn.Parameter] = {}  # by the shard, so that tied weights stay tied, and are found by either name
     for _, _, value, name in held:
         for wrapper in _WRAPPERS:
             name = name.replace(wrapper, "")
         if name in state:
             whole.setdefault(id(value), nn.Parameter(state[name], requires_grad=False))
-    card = getattr(model, "model_card_data", None)
+    card: Any = getattr(model, "model_card_data", None)
     shows_examples = getattr(card, "generate_widget_examples", None)
     try:
         for module, name, value, _ in held:

@@ -51,13 +51,12 @@ def closed_of_all(run: Run) -> None:
         assert all(abs(own - logged) < 0.2 for own, logged in run.watched), run.watched
 
 
-class StageThree:
-    """What accelerate says of a run that DeepSpeed has been set up for, with ZeRO stage 3."""
+class Sharded:
+    """What accelerate says of a run that DeepSpeed has been set up for, with ZeRO stage 3, or FSDP2."""
 
-    deepspeed_plugin = SimpleNamespace(zero_stage=3)
-
-    def __init__(self, state: Any) -> None:
+    def __init__(self, state: Any, **plugins: Any) -> None:
         self.state = state
+        vars(self).update(plugins)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.state, name)
@@ -65,15 +64,16 @@ class StageThree:
 
 def zero_3(trainer: Any) -> None:
     """DeepSpeed itself is not installed for the tests."""
-    trainer.accelerator.state = StageThree(trainer.accelerator.state)
+    trainer.accelerator.state = Sharded(trainer.accelerator.state, deepspeed_plugin=SimpleNamespace(zero_stage=3))
 
 
 def fsdp(trainer: Any) -> None:
-    """FSDP itself needs accelerators; on a CPU the host leaves it off."""
+    """On a CPU the host leaves FSDP off; for real shards see ``test_sharded.py``."""
     trainer.is_fsdp_enabled = True
+    trainer.accelerator.state = Sharded(trainer.accelerator.state, fsdp_plugin=SimpleNamespace(fsdp_version=2))
 
 
-SHARDED = "no process holds all weights; use DDP"
+SHARDED = "no process holds all weights; use `harvest`, or DDP"
 ALONE = "one process has nothing to split"
 CASES = [
     Case(
@@ -101,18 +101,18 @@ CASES = [
         },
     ),
     Case(
-        "FSDP (under DDP simulated)",
+        "FSDP2 without `harvest` (under DDP simulated)",
         arguments=lambda place: {"fsdp": True} if place.ranks == 1 else {}, watch=fsdp,
         cells={
             **dict.fromkeys((SINGLE, RESUME), refused("not in one process (host)", "ValueError", "fsdp")),
-            **dict.fromkeys((DDP, DDP_RESUME), refused(SHARDED, "ValueError", "FSDP: got a run that uses it")),
+            **dict.fromkeys((DDP, DDP_RESUME), refused(SHARDED, "ValueError", "FSDP: got embedding_source='encode'")),
         },
     ),
     Case(
-        "DeepSpeed ZeRO-3 (simulated)",
+        "DeepSpeed ZeRO-3 without `harvest` (simulated)",
         watch=zero_3,
         cells=everywhere(
-            refused(SHARDED + ", or ZeRO 1 or 2", "ValueError", "DeepSpeed ZeRO-3: got a run that uses it")
+            refused(SHARDED + ", or ZeRO 1 or 2", "ValueError", "DeepSpeed ZeRO-3: got embedding_source='encode'")
         ),
     ),
     Case(

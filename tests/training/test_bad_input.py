@@ -426,9 +426,7 @@ def test_dispatched_batches_are_refused(tmp_path, static_model, pairs):
 
 @pytest.mark.parametrize(
     ("what", "given", "match"),
-    [
-        ("split", {"split_batches": True, "ranks": 2}, "split_batches: .* rows of one process"),
-    ],
+    [("split", {"split_batches": True, "ranks": 2}, "split_batches: .* rows of one process")],
 )
 def test_cut_batches_are_refused(what, given, match):
     """What a process would not train on as planned is refused with what to do instead; see also ``test_sharding.py``."""

@@ -20,9 +20,7 @@ def launch(folder: Path, model_folder: str, what: str) -> list[dict[str, Any]]:
     return [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in range(RANKS)]
 
 
-@pytest.fixture(
-    scope="module", params=["FULL_STATE_DICT", pytest.param("SHARDED_STATE_DICT", marks=pytest.mark.slow)]
-)
+@pytest.fixture(scope="module", params=["FULL_STATE_DICT", pytest.param("SHARDED_STATE_DICT", marks=pytest.mark.slow)])
 def ranks(request, tmp_path_factory, bert_folder):
     """What each rank saw of runs with checkpoints of one kind."""
     return launch(tmp_path_factory.mktemp("sharded"), bert_folder, request.param)

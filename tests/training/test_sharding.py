@@ -28,7 +28,12 @@ def trainer(
 ) -> Any:  # fmt: skip
     """What is asked of a trainer; by default of one under FSDP2 that harvests."""
     plugin = SimpleNamespace(fsdp_version=fsdp, cpu_ram_efficient_loading=ram_efficient)
-    usual = {"embedding_source": "harvest", "first_plan": "random", "embedding_max_age": None, "planner_reference": None}
+    usual = {
+        "embedding_source": "harvest",
+        "first_plan": "random",
+        "embedding_max_age": None,
+        "planner_reference": None,
+    }
     return SimpleNamespace(
         accelerator=SimpleNamespace(
             state=SimpleNamespace(fsdp_plugin=plugin, deepspeed_plugin=SimpleNamespace(zero_stage=zero)),
