@@ -205,10 +205,10 @@ class PlannedTraining(PlannedLoading):
 
         The host comes here on all processes then, and its models write what they hold, which is a shard each.
         """
-        if state_dict is None or not (fsdp_version(self) == 2 or is_zero_3(self)):
+        if not (fsdp_version(self) == 2 or is_zero_3(self)):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
-            with whole_weights(getattr(self.model, "_orig_mod", self.model), state_dict):
+            with whole_weights(getattr(self.model, "_orig_mod", self.model), state_dict or {}):
                 super()._save(output_dir, state_dict)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:

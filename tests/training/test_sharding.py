@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_static_model
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from torch import nn
 
+from gcbs_st import GCBSTrainer, GCBSTrainingArguments
 from gcbs_st.embeddings.source import EmbeddingSource
 from gcbs_st.losses import EMC2Loss, SogCLRLoss
 from gcbs_st.planners import make_planner
@@ -117,6 +119,24 @@ def test_whole_weights_are_put_in_place_and_taken_out_again():
     assert model.model_card_data.generate_widget_examples
     after = dict(model.named_parameters(remove_duplicate=False))
     assert before.keys() == after.keys() and all(before[name] is after[name] for name in before)
+
+
+def test_one_process_saves_a_sharded_model(tmp_path, pairs, monkeypatch):
+    """The host comes to it on all, on those that save nothing with an empty state or, under DeepSpeed, none."""
+    model = make_static_model()
+    args = GCBSTrainingArguments(str(tmp_path), planner="random", use_cpu=True, report_to="none", save_strategy="no")
+    one = GCBSTrainer(model, args, pairs, loss=MultipleNegativesRankingLoss(model))
+    one.accelerator = trainer(**ZERO_3).accelerator
+    whole = {name: torch.full_like(value, 7.0) for name, value in model.state_dict().items()}
+    monkeypatch.setattr(type(args), "should_save", False)
+    for state in (None, {}):
+        one._save(str(tmp_path / "other"), state)
+    assert not (tmp_path / "other").exists()
+    monkeypatch.setattr(type(args), "should_save", True)
+    one._save(str(tmp_path / "main"), whole)
+    saved = SentenceTransformer(str(tmp_path / "main"), device="cpu").state_dict()
+    assert all(torch.equal(whole[name], value) for name, value in saved.items())
+    assert not any(torch.equal(whole[name], value) for name, value in model.state_dict().items())
 
 
 def test_the_first_module_stands_for_the_transformer_meanwhile():
