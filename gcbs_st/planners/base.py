@@ -132,13 +132,15 @@ def scale_or_default(scale: float | None) -> float:
     return DEFAULT_SCALE if scale is None else scale
 
 
-def configured(planner: Planner, *, scale: float | None = None, **settings: Any) -> Planner:
+def configured(planner: Planner, *, scale: float | None = None, device: str | None = None, **settings: Any) -> Planner:
     """Returns a copy of a planner that knows how far training has come and what loss it plans for.
 
     `settings` are `epoch`, `clusters_per_batch`, `show_progress` and `threads`; those that the planner has no
-    attribute for are left out. `scale` is 1 / temperature of the loss, for a planner whose own is None. Where nothing
-    would change it is the planner itself.
+    attribute for are left out. `scale` is 1 / temperature of the loss and `device` the accelerator that is trained on,
+    for a planner whose own is None. Where nothing would change it is the planner itself.
     """
+    if getattr(planner, "device", 0) is None:
+        settings["device"] = device
     if getattr(planner, "scale", 0) is None:
         settings["scale"] = scale_or_default(scale)
     settings = {name: value for name, value in settings.items() if getattr(planner, name, value) != value}

@@ -44,6 +44,10 @@ from gcbs_st.training.sharding import complete_state, fsdp_version, is_zero_3, w
 
 logger = logging.getLogger(__name__)
 
+# Not "mps", which is of no use to a planner before somebody has measured it, nor "xla", which would compile each level
+# of a tree anew. A planner that is told of them by name uses them.
+_ACCELERATORS = ("cuda", "xpu", "npu")
+
 
 class PlannedTraining(PlannedLoading):
     """Decides which rows train together, in front of one of the host's trainers; see `gcbs_st.GCBSTrainer`.
@@ -396,6 +400,7 @@ class PlannedTraining(PlannedLoading):
         own, size = self.planner, self.contrast_size(name)
         settings: dict[str, Any] = {
             "scale": scale,
+            "device": accelerator_of(self.args.device),
             "epoch": self.planned_samplers[name].epoch,
             "show_progress": not self.args.disable_tqdm and self.is_world_process_zero(),
         }
@@ -407,3 +412,12 @@ class PlannedTraining(PlannedLoading):
             yield
         finally:
             self.planner = own
+
+
+def accelerator_of(device: torch.device) -> str | None:
+    """Returns the name of the device that planners may work on unless they are told otherwise; None for the CPU.
+
+    >>> accelerator_of(torch.device("cuda", 1)), accelerator_of(torch.device("cpu"))
+    ('cuda:1', None)
+    """
+    return str(device) if device.type in _ACCELERATORS else None

@@ -17,12 +17,12 @@ from threadpoolctl import threadpool_limits
 from gcbs_st.planners.base import count_threads
 
 DIMS = 128
+# Rows that the axes are found on; sweeps of a split, and rows of a node that take part in them.
+AXES_ROWS, SWEEPS, SAMPLE_ROWS = 16384, 10, 2048
 _CHUNK_ROWS = 8192
-_AXES_ROWS = 16384
 # The nodes of the first levels are split side by side; from then on each thread has a whole subtree to itself.
 _SHARED_LEVELS = 4
-# Sweeps of a split, and rows that take part in them.
-_SETTINGS = (10, 2048)
+_SETTINGS = (SWEEPS, SAMPLE_ROWS)
 
 
 def grow_trees(
@@ -132,7 +132,7 @@ def find_axes(
     """
     if anchors.shape[1] <= DIMS:
         return None
-    picked = np.sort(rng.choice(rows, min(len(rows), _AXES_ROWS), replace=False))
+    picked = np.sort(rng.choice(rows, min(len(rows), AXES_ROWS), replace=False))
     drawn = anchors[picked].astype(np.float32) + positives[picked].astype(np.float32)
     drawn -= drawn.mean(axis=0)
     return np.ascontiguousarray(np.linalg.eigh(drawn.T @ drawn)[1][:, ::-1][:, :DIMS])
