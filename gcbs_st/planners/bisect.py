@@ -92,7 +92,7 @@ class BisectPlanner(BasePlanner):
                 logger.warning(
                     "bisect: %s has no memory left for %d rows, about %.1f GB, so this plan is made on the CPU; it is as "
                     "tight, and another one. With planner_options={'device': 'cpu'} all plans are.",
-                    device,
+                    self.device,
                     len(rows),
                     (self.bytes_needed(len(rows), anchors.shape[1]) + 2**28) / 1e9,
                 )

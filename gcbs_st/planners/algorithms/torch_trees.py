@@ -114,27 +114,40 @@ def _grow(points: torch.Tensor, size: int, rng: np.random.Generator) -> torch.Te
 
 def _split(points: torch.Tensor, rows: torch.Tensor, half: int, rng: np.random.Generator) -> torch.Tensor:
     """The (nodes, width) row numbers of nodes, reordered so that one side of each bisector is the first `half`."""
-    starts = torch.from_numpy(rng.integers(rows.shape[1], size=(len(rows), 2))).to(rows.device)
-    scores = _score(points, rows, _find_directions(points, rows, starts, half))
+    nodes, width = rows.shape
+    starts = torch.from_numpy(rng.integers(width, size=(nodes, 2))).to(rows.device)
+    sampled = torch.from_numpy(_draw_places(width, rng)).to(rows.device)
+    scores = _score(points, rows, _find_directions(points, rows, starts, sampled, half))
     return rows.gather(1, scores.sort(dim=1, descending=True, stable=True).indices)
 
 
-def _find_directions(points: torch.Tensor, rows: torch.Tensor, starts: torch.Tensor, half: int) -> torch.Tensor:
+def _draw_places(width: int, rng: np.random.Generator) -> np.ndarray:
+    """The (s,) ascending places in a node of the rows of its sample, one at random out of each of s equal stretches.
+
+    In stretches, because a node's rows are sorted by their products with its parent's direction; at random, because
+    rows that come in turn from several sources would otherwise all be of some of these.
+    """
+    bounds = np.arange(min(width, SAMPLE_ROWS) + 1) * width // min(width, SAMPLE_ROWS)
+    return rng.integers(bounds[:-1], bounds[1:])
+
+
+def _find_directions(
+    points: torch.Tensor, rows: torch.Tensor, starts: torch.Tensor, sampled: torch.Tensor, half: int
+) -> torch.Tensor:
     """The (nodes, dims) differences of the two balanced means after some sweeps over a sample of each node's points.
 
-    `starts` are the (nodes, 2) places in each node of the points that the means start from.
+    `starts` are the (nodes, 2) places in each node of the points that the means start from, `sampled` the (s,) places
+    of those that take part in the sweeps.
     """
     nodes, width = rows.shape
-    size = min(width, SAMPLE_ROWS)
+    size = len(sampled)
     cut = max(1, min(size - 1, size * half // width))
-    # Evenly spaced: a node's rows are sorted by their product with its parent's direction.
-    places = torch.arange(size, device=rows.device) * width // size
     directions = torch.empty((nodes, points.shape[1]), dtype=torch.float32, device=points.device)
     step = max(1, _CHUNK_ROWS // size)
     for low in range(0, nodes, step):
         taken = rows[low : low + step]
         first, second = points[taken.gather(1, starts[low : low + step])].unbind(dim=1)
-        sample, found = points[taken[:, places]], first - second
+        sample, found = points[taken[:, sampled]], first - second
         for _ in range(SWEEPS):
             scores = torch.bmm(sample, found[:, :, None])[:, :, 0]
             # Sorted and not selected: `kthvalue` is refused where a run is to be deterministic.
