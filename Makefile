@@ -2,6 +2,7 @@
 # make test         create the environment if need be and run the tests
 # make check        formatting, lint, types and docstrings
 # make slow         the tests that take minutes
+# make gpu          what needs a CUDA device, with a table of what was found; bring a torch that can use one
 # make oldest       the tests that concern training, with the oldest versions that are supported, in .venv-oldest
 # make newest       the same with the newest that there are, in .venv-newest
 # make lock         renews requirements/lock.txt, which the environment is made from
@@ -13,7 +14,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check -q
 INSTALLED = $(VENV)/.installed
 LOCK = requirements/lock.txt
 
-.PHONY: quickstart test slow check oldest newest lock clean
+.PHONY: quickstart test slow gpu check oldest newest lock clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python scripts/train_sts.py --config configs/quickstart.yaml
@@ -24,6 +25,9 @@ test: $(INSTALLED)
 
 slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q -m slow
+
+gpu: $(INSTALLED)
+	$(VENV)/bin/python tests/maintain/run_gpu.py
 
 oldest newest:
 	$(PYTHON) tests/maintain/run_versions.py $@ --torch '$(TORCH)'

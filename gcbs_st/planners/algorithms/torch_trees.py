@@ -44,12 +44,13 @@ def project_pairs(
 ) -> torch.Tensor:
     """Returns (m, min(128, d)) float32 on a device: anchor + positive of each of the ascending `rows` on the main axes.
 
-    These are found as by `trees.find_axes`. Half precision and memory maps are sent to the device in chunks.
+    These are found as by `trees.find_axes`. Half precision and memory maps are sent to the device in chunks, and become
+    float32 there.
     """
     axes = _find_axes(anchors, positives, rows, rng, device)
     points = torch.empty((len(rows), min(DIMS, anchors.shape[1])), dtype=torch.float32, device=device)
-    # Embeddings are several times as wide as points.
-    step = _CHUNK_ROWS // 8
+    # Of both sides and their sum, no more numbers than of the points that are gathered at a time.
+    step = max(1, _CHUNK_ROWS * DIMS // (4 * anchors.shape[1]))
     for start in range(0, len(rows), step):
         pairs = _send_pairs(anchors, positives, rows[start : start + step], device)
         points[start : start + step] = pairs if axes is None else pairs @ axes
