@@ -107,9 +107,7 @@ def run_job(arguments: argparse.Namespace) -> dict[str, Any]:
     job = arguments.job
     torch.manual_seed(job["seed"])
     tokenizer = load_model(arguments.model).tokenizer
-    model = SentenceTransformer(
-        modules=[StaticEmbedding(tokenizer, embedding_dim=arguments.dimensions)], device="cpu"
-    )
+    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=arguments.dimensions)], device="cpu")
     planned = job["arm"] == "planned"
     stream = load_dataset("json", data_files=job["file"], split="train", streaming=True)
     with tempfile.TemporaryDirectory() as folder:
