@@ -69,7 +69,8 @@ def run(model_folder: str, output: Path, workers: int, resume: str | None = None
     model = SentenceTransformer(model_folder, device="cpu")
     args = GCBSTrainingArguments(
         str(output), per_device_train_batch_size=BATCH, num_train_epochs=EPOCHS, learning_rate=1e-3, use_cpu=True,
-        replan_steps=2, save_steps=1, dataloader_num_workers=workers, report_to="none", disable_tqdm=True, **given,
+        replan_steps=2, save_steps=1, dataloader_num_workers=workers, report_to="none", disable_tqdm=True,
+        planner="bisect", **given,
     )  # fmt: skip
     rows = make_pairs(ROWS)
     ids = {tuple(row.values()): i for i, row in enumerate(rows)}
