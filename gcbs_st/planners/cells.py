@@ -112,14 +112,24 @@ def plan_by_cells(
         return _plan_cells(planner, of_row, spill, most_rows, batch_size, rng)
 
 
-def _plan_cell(
-    planner: Planner, rows: np.ndarray, arrays: Sequence[np.ndarray], batch_size: int, rng: np.random.Generator
+def plan_cell(  # noqa: PLR0913 - what a plan needs, and which cell it is of
+    planner: Planner,
+    anchors: np.ndarray,
+    positives: np.ndarray,
+    batch_size: int,
+    *,
+    seed: int,
+    number: int,
+    against: Contradictions | None,
 ) -> np.ndarray:
-    """The planner's order of a cell, whose (m,) rows have these checked embeddings."""
-    against: Contradictions | None = getattr(planner, "contradictions", None)
+    """Returns (m,) int64, the planner's order of a cell of m rows, with these checked (m, d) embeddings.
+
+    The order depends on the plan's `seed` and the `number` of the cell, and not on who plans it when. `against` are the
+    contradictions of the cell's own rows.
+    """
     if against:
-        planner = configured(planner, contradictions=against.of(rows))
-    return order_checked_rows(planner, arrays[0], arrays[-1], batch_size, rng)
+        planner = configured(planner, contradictions=against)
+    return order_checked_rows(planner, anchors, positives, batch_size, np.random.default_rng([seed, number]))
 
 
 class ReleasedRows:
@@ -325,6 +335,12 @@ def _plan_cells(
     once = abilities_of(planner).covers_each_row_once
     order = np.empty(len(of_row), np.int64)
     end, seed, number = 0, int(rng.integers(2**31)), 0
+    told: Contradictions | None = getattr(planner, "contradictions", None)
+
+    def plan(rows: np.ndarray, arrays: Sequence[np.ndarray], number: int) -> np.ndarray:
+        against = told.of(rows) if told else None
+        return plan_cell(planner, arrays[0], arrays[-1], batch_size, seed=seed, number=number, against=against)
+
     left_rows: list[np.ndarray] = []
     left_arrays: list[list[np.ndarray]] = []
     by_cell = np.argsort(of_row, kind="stable")
@@ -338,8 +354,7 @@ def _plan_cells(
             rows = members[part]
             arrays = []  # before the next ones are read
             arrays = spill.read(cell, int(part[0]), int(part[-1]) + 1)
-            own_rng = np.random.default_rng([seed, number])
-            planned = _plan_cell(planner, rows, arrays, batch_size, own_rng)
+            planned = plan(rows, arrays, number)
             whole = len(planned) // batch_size * batch_size
             order[end : end + whole] = rows[planned[:whole]]
             end, number = end + whole, number + 1
@@ -350,8 +365,7 @@ def _plan_cells(
     if once:
         rows = np.concatenate(left_rows)
         arrays = [np.concatenate(parts) for parts in zip(*left_arrays, strict=True)]
-        own_rng = np.random.default_rng([seed, number])
-        order[end:] = rows[_plan_cell(planner, rows, arrays, batch_size, own_rng)]
+        order[end:] = rows[plan(rows, arrays, number)]
         end = len(order)
     return order[:end]
 

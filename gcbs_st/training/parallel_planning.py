@@ -15,7 +15,8 @@ import torch.distributed as dist
 from gcbs_st.planners import Planner
 from gcbs_st.planners.algorithms.contradictions import Contradictions
 from gcbs_st.planners.algorithms.trees import cut_cells, project_pairs
-from gcbs_st.planners.base import abilities_of, configured, order_checked_rows
+from gcbs_st.planners.base import abilities_of, configured
+from gcbs_st.planners.cells import plan_cell
 from gcbs_st.ranks import agree, failing_together, fair_threads, gather_rows, scatter_rows
 
 
@@ -65,11 +66,10 @@ def plan_with_all(
     sides = [against.judge[0], against.judge[-1]] if against.judge is not None else [None, None]
     judge = [scatter_rows(side, counts, device) for side in sides] if judged else None
     cell = told.of(np.arange(sum(counts[:rank]), sum(counts[: rank + 1])))
-    if told or judged:
-        planner = configured(planner, contradictions=replace(cell, judge=judge))
+    own = replace(cell, judge=judge) if told or judged else None
+    planner = fairly_threaded(planner, ranks)
     with failing_together("planning a cell", ranks):
-        own_rng = np.random.default_rng([seed, rank])
-        planned = order_checked_rows(fairly_threaded(planner, ranks), anchors, positives, batch_size, own_rng)
+        planned = plan_cell(planner, anchors, positives, batch_size, seed=seed, number=rank, against=own)
         planned = planned + sum(counts[:rank])
     gathered = gather_rows(planned, ranks, device)
     return order[gathered] if pairs is not None else gathered

@@ -50,6 +50,7 @@ class Settings:
     epochs: int = 3
     replan_steps: int = 3
     save_steps: int = 4
+    window: int = 0  # rows of a window of a stream; 0 for rows that can be counted
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,9 @@ def train(task: Task) -> None:
         embedding_source=settings.source,
         planner_view=settings.view,
         planner_hardness=settings.hardness,
-        replan_steps=settings.replan_steps,
+        replan_steps=0 if settings.window else settings.replan_steps,
+        planning_window=settings.window or None,
+        max_steps=settings.epochs * settings.rows_a_rank // settings.batch_size if settings.window else -1,
         batch_sampler="no_duplicates" if settings.no_duplicates else "batch_sampler",
         multi_dataset_batch_sampler=settings.datasets or "proportional",
         per_device_train_batch_size=settings.batch_size,
@@ -137,7 +140,9 @@ def train(task: Task) -> None:
         use_cpu=True,
         seed=3,
     )
-    trainer = ReportingTrainer(model, args, make_rows(settings), loss=LOSSES[settings.loss](model))
+    rows = make_rows(settings)
+    rows = rows.to_iterable_dataset() if settings.window else rows
+    trainer = ReportingTrainer(model, args, rows, loss=LOSSES[settings.loss](model))
     trainer.report = os.open(task.report_of(args.process_index), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     checkpoint = last_whole_checkpoint(task.output)
     resumed_from = int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0
