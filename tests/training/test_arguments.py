@@ -35,7 +35,7 @@ OTHER: dict[str, Any] = {
     "planner_margin": 0.9, "planner_reference": "other/model",
 }  # fmt: skip
 # Those that do not go with one of the above.
-ALONE: dict[str, Any] = {"planner_hardness": [[0.0, 0.5], [1.0, 1.0]]}
+ALONE: dict[str, Any] = {"planner_hardness": [[0.0, 0.5], [1.0, 1.0]], "planning_window": 4096}
 
 
 def own_fields(kind: Any) -> list[str]:
