@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 import xxhash
 from datasets import Dataset, IterableDataset
-
-# Rows that are passed over at a time where a stream cannot be entered in its middle.
-_SKIPPED_ROWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,11 @@ def read_windows(
     """
     rows = _iterate(stream, state)
     if state is None:
-        for start in range(0, first, _SKIPPED_ROWS):
-            for _ in islice(rows, min(_SKIPPED_ROWS, first - start)):
-                pass
+        for _ in islice(rows, first):
+            pass
     columns: list[str] = []
-    begun = False
+    begun, ended = False, threading.Event()
+    rows = takewhile(lambda _: not ended.is_set(), rows)
 
     def read(number: int, first: int) -> Window | None:
         nonlocal begun
@@ -69,8 +67,9 @@ def read_windows(
             number, first = window.number + 1, window.first + len(window.rows)
             coming = pool.submit(read, number, first)
             yield window
-    finally:  # also where the rest of the stream is not wanted
-        pool.shutdown(wait=False, cancel_futures=True)
+    finally:  # also where the rest of the stream is not wanted; two threads must not read it at a time
+        ended.set()
+        pool.shutdown(cancel_futures=True)
 
 
 def resume_windows(
@@ -81,15 +80,17 @@ def resume_windows(
     The stream's own state leads there quickest, but one that shuffles may not come back to the same rows by it. They
     are then looked for from the stream's beginning.
     """
-    for known in (state, None) if state is not None else (None,):
-        windows = read_windows(stream, size, number=number, first=first, state=known)
+    if state is not None:
+        windows = read_windows(stream, size, number=number, first=first, state=state)
         found = next(windows, None)
         if found is not None and found.digest == digest:
             return put_back(found, windows), True
-        if known is None:
-            return (windows if found is None else put_back(found, windows)), False
         windows.close()  # type: ignore[attr-defined]
-    raise AssertionError("the last way has returned")
+    windows = read_windows(stream, size, number=number, first=first)
+    found = next(windows, None)
+    if found is None:
+        return windows, False
+    return put_back(found, windows), found.digest == digest
 
 
 def digest_rows(rows: list[dict[str, Any]]) -> str:

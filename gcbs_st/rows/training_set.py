@@ -35,14 +35,8 @@ def require_map_style(dataset: object) -> None:
 
 def require_rows(dataset: object) -> None:
     """Raises a TypeError unless rows can be read by number, or are those of a single stream of Hugging Face's."""
-    if isinstance(dataset, IterableDataset):
-        return
-    for part in dataset.values() if isinstance(dataset, Mapping) else [dataset]:
-        if not isinstance(part, Dataset):
-            raise TypeError(
-                f"got {type(part).__name__}, expected datasets.Dataset, several of them by name, or one "
-                "datasets.IterableDataset: of several datasets rows are drawn by number, so load these without streaming"
-            )
+    if not isinstance(dataset, IterableDataset):
+        require_map_style(dataset)
 
 
 def parts_of(datasets: Dataset | Mapping[str, Dataset]) -> dict[str, Dataset]:

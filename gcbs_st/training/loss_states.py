@@ -148,10 +148,15 @@ def _features_of_loss(starts: Mapping[str, int], features_of: FeaturesOfPart) ->
 
 
 def find_row_losses(loss: Any) -> list[RowLoss]:
-    """Returns the losses that want to know the rows of a batch, each once; wrappers are looked into."""
-    found = [loss] if isinstance(loss, RowLoss) else []
-    if isinstance(loss, nn.Module) and not found:
-        for name, child in loss.named_children():
-            if name != "model":
-                found += [one for one in find_row_losses(child) if one not in found]
+    """Returns the losses that want to know the rows of a batch, each once; wrappers are looked into.
+
+    `loss` is a trainer's, one for all datasets or a dict by name.
+    """
+    if isinstance(loss, RowLoss):
+        return [loss]
+    children = loss.items() if isinstance(loss, dict) else loss.named_children() if isinstance(loss, nn.Module) else ()
+    inner = [child for name, child in children if isinstance(loss, dict) or name != "model"]
+    found: list[RowLoss] = []
+    for child in inner:
+        found += [one for one in find_row_losses(child) if one not in found]
     return found

@@ -116,9 +116,8 @@ class PlannedTraining(PlannedLoading):
         """Returns the host's loader over samplers of ours; its batches carry the ids of their rows if anybody asks."""
         self._renew_planner()
         loader = super().get_train_dataloader()
-        losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
         harvests = self.args.embedding_source == "harvest" and self.planned_samplers
-        if harvests or any(find_row_losses(loss) for loss in losses):
+        if harvests or find_row_losses(self.loss):
             number_rows(loader)
         return loader
 
@@ -322,10 +321,9 @@ class PlannedTraining(PlannedLoading):
         self._of_one_text.clear()  # of a training set that may have been another
         for name in self.planned_samplers:
             self.check_clusters(name)
-        losses = self.loss.values() if isinstance(self.loss, dict) else [self.loss]
         if self.is_world_process_zero():
             self._say_what_auto_is()
-        if self.planned_samplers or any(find_row_losses(loss) for loss in losses):
+        if self.planned_samplers or find_row_losses(self.loss):
             self.row_memory.open(self._run_folder or Path(str(self.args.output_dir)))
 
     def _say_what_auto_is(self) -> None:

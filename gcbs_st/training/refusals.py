@@ -53,8 +53,7 @@ def refuse_unsupported(trainer: Any) -> None:
 def refuse_stream(trainer: Any) -> None:
     """Raises a ValueError where a stream is to be trained in a way that needs rows which can be read again."""
     args = trainer.args
-    losses = trainer.loss.values() if isinstance(trainer.loss, dict) else [trainer.loss]
-    kept = [type(one).__name__ for loss in losses for one in find_row_losses(loss)]
+    kept = [type(loss).__name__ for loss in find_row_losses(trainer.loss)]
     reasons = {
         "embedding_source": (
             args.embedding_source == "harvest",
@@ -112,8 +111,7 @@ def _refuse_sharded(trainer: Any) -> None:
     for view in (*views, args.planner_reference):
         if view is not None and not (isinstance(view, str) and view == "model"):
             _refuse_shared_reference(trainer, run, view, harvest)
-    losses = trainer.loss.values() if isinstance(trainer.loss, dict) else [trainer.loss]
-    for loss in (one for each in losses for one in find_row_losses(each)):
+    for loss in find_row_losses(trainer.loss):
         if loss.embeds_rows:
             raise ValueError(
                 f"{run}: got {type(loss).__name__}, which embeds rows beside those of the batch, in one process more of "

@@ -78,21 +78,24 @@ class StreamFeed:
         self.held: list[Held] = []
         self._saved: dict[str, Any] | None = None
         self._skipped = 0  # rows that the host asks for and drops
-        self._windows: Iterator[Window] | None = self._read()
-        self.first = next(self._windows, None)
-        rows = 0 if self.first is None else len(self.first.rows)
-        if self.first is None or rows < step:
+        self._windows: Iterator[Window] | None = None  # of the pass that is under way
+        windows = self._read()
+        first = next(windows, None)
+        rows = 0 if first is None else len(first.rows)
+        if first is None or rows < step:
             raise ValueError(
                 f"the training stream ended after {rows} rows, but a batch of {self.ranks} process"
                 f"{'es' if self.ranks > 1 else ''} takes {step}: lower per_device_train_batch_size, or give more rows."
             )
-        self.look_at(self.first)
+        self._begun: Iterator[Window] | None = put_back(first, windows)  # the first pass, of which a window is read
+        self.look_at(first)
 
     def close(self) -> None:
         """Stops reading."""
-        if self._windows is not None:
-            self._windows.close()  # type: ignore[attr-defined]
-        self._windows, self.held = None, []
+        for windows in (self._begun, self._windows):
+            if windows is not None:
+                windows.close()  # type: ignore[attr-defined]
+        self._begun, self._windows, self.held = None, None, []
 
     def _read(self) -> Iterator[Window]:
         if hasattr(self.stream, "set_epoch"):
@@ -138,11 +141,8 @@ class StreamFeed:
                 yield from repeat(self._plain(first.rows[0]), skipped)
                 windows = put_back(first, windows)
             skipped = 0
-        elif self._windows is not None and self.passes == 0 and self.first is not None:
-            windows, self._windows = put_back(self.first, self._windows), None
-            self.first = None
         else:
-            windows = self._read()
+            windows, self._begun = self._begun or self._read(), None
         self._windows = windows
         for window in windows:
             if skipped >= len(window.rows):  # without a plan to go on with, as the host passes over them

@@ -107,6 +107,28 @@ def test_the_next_window_is_read_meanwhile_and_no_further():
     assert threading.main_thread() not in threads
 
 
+def test_nothing_is_read_after_the_windows_are_closed():
+    """A thread that is in the middle of a window ends before the stream may be read anew."""
+    read = []
+
+    def make() -> Iterator[dict[str, str]]:
+        for row in ROWS:
+            threading.Event().wait(0.01)
+            read.append(row["anchor"])
+            yield row
+
+    features = Features({"anchor": Value("string"), "positive": Value("string")})
+    windows = read_windows(IterableDataset.from_generator(make, features=features), 5)
+    read.clear()
+    next(windows)
+    while len(read) < 6:
+        threading.Event().wait(0.001)
+    windows.close()
+    count = len(read)
+    threading.Event().wait(0.1)
+    assert count == len(read) < 10
+
+
 def test_columns_that_change_are_refused():
     """The row is named, with what it has and what the others have."""
     rows = [*ROWS[:7], {"anchor": "a", "other": "b"}]

@@ -66,7 +66,9 @@ def trainer(
 )
 def test_what_needs_no_whole_weights_is_taken(given):
     """Harvested embeddings and those of other models; without shards everything."""
-    refuse_unsupported(trainer(**given))
+    one = trainer(**given)
+    assert is_sharded(one) is (given.get("fsdp", 2) is not None or given.get("zero") == 3)
+    refuse_unsupported(one)
 
 
 @pytest.mark.parametrize(

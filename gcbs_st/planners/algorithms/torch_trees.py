@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from gcbs_st.planners.algorithms.trees import AXES_ROWS, DIMS, SAMPLE_ROWS, SWEEPS
+from gcbs_st.planners.algorithms.trees import AXES_ROWS, DIMS, SAMPLE_ROWS, SWEEPS, leading_axes
 
 # Points that are gathered at a time, 128 MB of them beside those that stay.
 _CHUNK_ROWS = 2**18
@@ -70,7 +70,7 @@ def _find_axes(
     # A small matrix, whose eigenvectors not every device can find.
     covariance = (drawn.T @ drawn).cpu().numpy()
     with threadpool_limits(1, "blas"):
-        axes = np.ascontiguousarray(np.linalg.eigh(covariance)[1][:, ::-1][:, :DIMS])
+        axes = leading_axes(covariance)
     return torch.from_numpy(axes).to(device)
 
 

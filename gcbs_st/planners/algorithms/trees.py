@@ -135,7 +135,12 @@ def find_axes(
     picked = np.sort(rng.choice(rows, min(len(rows), AXES_ROWS), replace=False))
     drawn = anchors[picked].astype(np.float32) + positives[picked].astype(np.float32)
     drawn -= drawn.mean(axis=0)
-    return np.ascontiguousarray(np.linalg.eigh(drawn.T @ drawn)[1][:, ::-1][:, :DIMS])
+    return leading_axes(drawn.T @ drawn)
+
+
+def leading_axes(covariance: np.ndarray) -> np.ndarray:
+    """Returns the (d, 128) eigenvectors of the largest eigenvalues of a (d, d) covariance, the largest first."""
+    return np.ascontiguousarray(np.linalg.eigh(covariance)[1][:, ::-1][:, :DIMS])
 
 
 @njit(cache=True, nogil=True, fastmath=True)
