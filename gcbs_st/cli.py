@@ -13,6 +13,7 @@ from gcbs_st import __version__
 
 # Name, module:function, and what it does in one line. A command is added by adding a line.
 COMMANDS: tuple[tuple[str, str, str], ...] = (
+    ("advise", "advise:main", "say whether composed batches will help on your data, and with which setting"),
     ("train-sts", "train:train_sts", "train sentence embeddings once for each run of a configuration"),
     ("train-code-search", "train:train_code_search", "train code search once for each run of a configuration"),
     ("evaluate-sts", "evaluate:evaluate_sts", "score a model on the STS tasks"),

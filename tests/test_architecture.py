@@ -27,13 +27,14 @@ MAY_IMPORT = {
     "training": "rows embeddings planners batches losses files ranks",
     "__init__": "training losses",
     # The bench.
+    "advice": "rows embeddings planners batches losses training",
     "models": "",
     "corpora": "rows files",
     "evaluation": "embeddings",
     "records": "batches config files",
     "experiments": "training evaluation records corpora models planners losses batches rows config files",
-    "reports": "experiments records embeddings batches planners models rows config files",
-    "commands": "reports experiments records evaluation embeddings corpora models planners batches rows config files",
+    "reports": "advice experiments records embeddings batches planners models rows config files",
+    "commands": "advice reports experiments records evaluation embeddings corpora models planners batches rows config files",
     "cli": "commands",
 }
 LIBRARY = list(MAY_IMPORT)[:10]

@@ -94,6 +94,21 @@ class SharedValues:
         """Whether any rows share a value."""
         return len(self.held.values) > 0
 
+    def count_repeats(self, columns: int) -> int:
+        """Returns how many rows hold nothing but what an earlier row holds too, of at least `columns` values each.
+
+        >>> SharedValues(np.array([0, 0, 1, 1, 2]), np.array([7, 8, 7, 8, 7])).count_repeats(2)
+        1
+        """
+        starts = self.held.starts
+        counts = np.diff(starts)
+        found = 0
+        for count in np.unique(counts[counts >= columns]):
+            of_rows = starts[:-1][counts == count]
+            held = np.sort(self.held.values[of_rows[:, None] + np.arange(count)], axis=1)
+            found += len(held) - len(np.unique(held, axis=0))
+        return found
+
     def draw(self, order: np.ndarray, batches: int, batch_size: int) -> np.ndarray:
         """Returns the first rows of an (n,) order that fill the batches, if possible no value twice in a batch."""
         places, entries = entries_of(self.held, order)

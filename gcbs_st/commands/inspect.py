@@ -16,6 +16,7 @@ EXAMPLE = """
 {program} --run runs/quickstart/gcbs --out batches.html
 {program} --run runs/quickstart/gcbs --step 0 --out first_plan.html
 {program} --checkpoint runs/sts/bisect/checkpoint-500 --out batches.html
+{program} --checkpoint out --texts pairs.jsonl --out batches.html
 {program} --anchors A.npy --positives P.npy --order order.npy --batch-size 64 --texts T.jsonl --out batches.html
 """
 NO_CHARTS = "Charts of the run are left out: they need matplotlib (pip install 'gcbs_st[report]')."
@@ -28,12 +29,13 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st inspect")
     add = parser.add_argument
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, metavar="FOLDER", help="of a finished run")
-    source.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="holds gcbs_plan.npz")
+    source.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="or a folder of checkpoints: the newest")
     source.add_argument("--anchors", type=Path, metavar="A.npy", help="(n, d) unit rows; with the next four options")
     add("--positives", type=Path, metavar="P.npy", help="(n, d); row i is the positive of anchor i")
     add("--order", type=Path, metavar="O.npy", help="(n,) integers, each row once; blocks are batches")
     add("--batch-size", type=int, metavar="B", help="rows per batch")
     add("--texts", type=Path, metavar="T.jsonl", help="anchor and positive per row; for folders if the corpus is gone")
+    add("--columns", metavar="A,P", help="with --checkpoint: what --texts calls them (default: anchor,positive)")
     add("--record", type=Path, metavar="FILE", help="with --anchors: the JSON line that planning printed")
     add("--scale", type=float, help="with --anchors: 1 / temperature of the loss (default: 20)")
     add("--step", type=int, help="with --run: the plan that was in force then (default: the last one)")
@@ -66,11 +68,12 @@ def _inspect(arguments: argparse.Namespace) -> None:
 def _open_inspected(arguments: argparse.Namespace) -> Inspected:
     from gcbs_st.planners.quality import SCALE
     from gcbs_st.reports.inspection.inspected import open_checkpoint, open_files, open_run
+    from gcbs_st.reports.inspection.pair_texts import PAIR
 
     kind = next(name for name in ("run", "checkpoint", "anchors") if getattr(arguments, name) is not None)
     allowed = {
         "run": {"step", "texts", "max_rows"},
-        "checkpoint": {"dataset", "texts", "max_rows"},
+        "checkpoint": {"dataset", "texts", "columns", "max_rows"},
         "anchors": {*_FILES, "record", "scale"},
     }
     given = {name for name, value in vars(arguments).items() if value is not None} - {"out", kind}
@@ -84,7 +87,10 @@ def _open_inspected(arguments: argparse.Namespace) -> Inspected:
     if kind == "run":
         return open_run(arguments.run, step=arguments.step, **texts)
     if kind == "checkpoint":
-        return open_checkpoint(arguments.checkpoint, dataset=arguments.dataset, **texts)
+        columns = [name.strip() for name in (arguments.columns or ",".join(PAIR)).split(",")]
+        if len(columns) != len(PAIR):
+            raise ValueError(f"--columns: got {arguments.columns}, expected two names, of anchors and positives.")
+        return open_checkpoint(arguments.checkpoint, dataset=arguments.dataset, columns=columns, **texts)
     if missing := [name for name in _FILES if getattr(arguments, name) is None]:
         others = ", ".join(map(_option, _FILES[1:]))
         raise ValueError(f"--anchors goes with {others}; {_option(missing[0])} is missing.")

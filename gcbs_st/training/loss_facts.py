@@ -112,6 +112,14 @@ def guard_margin(loss: Any) -> float | None:
     return None
 
 
+def masks_negatives(loss: Any) -> bool:
+    """Returns whether a loss, or one that it wraps, leaves out negatives that it takes for false, by its own scores or a guide's."""
+    names = {type(layer).__name__ for layer in unwrapped(loss)}
+    guided = bool(names & {"GISTEmbedLoss", "CachedGISTEmbedLoss"})
+    margin = guard_margin(loss)
+    return guided or (margin is not None and not math.isinf(margin))
+
+
 def gathers_negatives(loss: Any) -> bool:
     """Returns whether a loss contrasts the rows of all ranks with one another."""
     return any(getattr(layer, "gather_across_devices", False) for layer in unwrapped(loss))

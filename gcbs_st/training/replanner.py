@@ -26,6 +26,7 @@ from gcbs_st.planners.quality import PlanQuality, masked_shares
 from gcbs_st.ranks import agree, agree_on_rows, failing_together
 from gcbs_st.training.loss_facts import guard_margin, loss_scale, scores_dot_products
 from gcbs_st.training.parallel_planning import plan_with_all, splits_work
+from gcbs_st.training.plan_advice import advise_on_plan
 
 logger = logging.getLogger(__name__)
 
@@ -192,9 +193,10 @@ class Replanner:
             # Rows without embeddings fill batches of their own, in the order that they had.
             new = rows[check_order(order, len(rows), repr(planner))]
             new = self._separated(np.concatenate([new, tail[~np.isin(tail, rows)]]), name)
+        quality = self._measure(name, rows, pairs, new, size, against)
         if name not in self._last_parts:  # the first plan of this dataset, whose loss may be its own
             self._check_guard(name, pairs)
-        quality = self._measure(name, rows, pairs, new, size, against)
+            advise_on_plan(self.trainer, name, pairs, new, size, quality, hardest=cluster_size == size)
         plan_seconds = time.perf_counter() - began
         self.trainer.source.seconds += plan_seconds
         self.plans_made += 1

@@ -14,7 +14,7 @@ import numpy as np
 from transformers import set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from gcbs_st.batches.checkpoint import PLAN_FILE, read_plan
+from gcbs_st.batches.checkpoint import PLAN_FILE, last_whole_checkpoint, read_plan
 from gcbs_st.batches.plan_history import PLANS_FOLDER, StoredPlan, plan_files, read_stored_plan, step_of, stored_plan
 from gcbs_st.config import ExperimentConfig, LossConfig
 from gcbs_st.embeddings.source import EMBEDDINGS_FOLDER
@@ -24,7 +24,7 @@ from gcbs_st.models.load import open_model, resolve_model_name
 from gcbs_st.planners.quality import SCALE
 from gcbs_st.records.run_folder import CONFIG_FILE, read_config, read_run, run_settings
 from gcbs_st.reports.inspection.inspector import Embed, Subject
-from gcbs_st.reports.inspection.pair_texts import PairTexts, read_run_texts, texts_of_file
+from gcbs_st.reports.inspection.pair_texts import PAIR, PairTexts, read_run_texts, texts_of_file
 from gcbs_st.reports.inspection.plan_embeddings import encoded_subject, encoder, stored_subject
 
 Entry = TypeVar("Entry")
@@ -89,15 +89,23 @@ def open_run(
 
 
 def open_checkpoint(
-    folder: Path, *, texts: Path | None = None, dataset: str | None = None, max_rows: int | None = None
+    folder: Path,
+    *,
+    texts: Path | None = None,
+    columns: Sequence[str] = PAIR,
+    dataset: str | None = None,
+    max_rows: int | None = None,
 ) -> Inspected:
     """Returns the plan of a checkpoint, with its harvested embeddings, or its model's if there are none.
 
-    `folder` holds gcbs_plan.npz; `texts` and `max_rows` are those of `open_run`, the corpus being that of the
-    config.yaml beside the checkpoint. `dataset` chooses one of several.
+    `folder` holds gcbs_plan.npz, or checkpoints of which the newest whole one is taken; `texts` and `max_rows` are those
+    of `open_run`, the corpus being that of the config.yaml beside the checkpoint. `columns` name anchors and positives in
+    `texts`. `dataset` chooses one of several.
     """
     if not folder.is_dir():
         raise ValueError(f"--checkpoint: {folder} is not there, expected a folder that holds {PLAN_FILE}.")
+    if not (folder / PLAN_FILE).is_file() and (newest := last_whole_checkpoint(str(folder))) is not None:
+        folder = Path(newest)
     states, fingerprint = read_plan(folder)
     state = _only(states, dataset, folder / PLAN_FILE)
     history = read_json(folder / TRAINER_STATE_NAME, dict)
@@ -107,12 +115,13 @@ def open_checkpoint(
     planner, options = str(settings.get("planner", "")), settings.get("planner_options")
     plan = stored_plan(state, folder / PLAN_FILE, step=step, planner=planner, options=options)
     if texts is not None:
-        read = texts_of_file(texts)
+        read = texts_of_file(texts, columns)
     elif config is not None and not state["name"]:
         read = read_run_texts(folder, config, fingerprint)
     else:
         raise ValueError(
-            f"{folder} holds no texts: give the rows that were trained on with --texts FILE.jsonl (anchor, positive)."
+            f"{folder} holds no texts: give the rows that were trained on with --texts FILE.jsonl (anchor, positive, or "
+            "--columns)."
         )
     _check_rows(folder, plan, read)
     described: dict[str, Any] = {

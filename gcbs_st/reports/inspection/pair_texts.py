@@ -18,6 +18,7 @@ from gcbs_st.records.run_folder import run_settings
 from gcbs_st.rows.columns import TextColumn, read_columns, text_columns
 
 Pair = tuple[str, str]
+PAIR = ("anchor", "positive")  # what the two are called
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,16 @@ class PairTexts:
         return Dataset.from_dict({column.name: [pair[i] for pair in pairs] for i, column in enumerate(self.columns)})
 
 
-def texts_of_file(file: Path) -> PairTexts:
-    """Returns the texts of JSON lines (also .gz), objects with the strings `anchor` and `positive`, which stay on disk.
+def texts_of_file(file: Path, columns: Sequence[str] = PAIR) -> PairTexts:
+    """Returns the texts of JSON lines (also .gz), which stay on disk: objects with two strings, of the names in `columns`.
 
     Raises a ValueError that names the line if it is not such an object, or if the file cannot be read.
     """
-    rows = sum(1 for _ in _pairs(file))
+    rows = sum(1 for _ in _pairs(file, columns))
 
     def read(wanted: np.ndarray) -> list[Pair]:
         ids = set(wanted.tolist())
-        found = {row: pair for row, pair in enumerate(_pairs(file)) if row in ids}
+        found = {row: pair for row, pair in enumerate(_pairs(file, columns)) if row in ids}
         return [found[row] for row in wanted.tolist()]
 
     return PairTexts(rows, str(file), read)
@@ -75,21 +76,21 @@ def read_run_texts(folder: Path, config: ExperimentConfig, recorded: str) -> Pai
     return PairTexts(len(trained), config.corpus.source, read, columns)
 
 
-def _pairs(file: Path) -> Iterator[Pair]:
+def _pairs(file: Path, columns: Sequence[str]) -> Iterator[Pair]:
     number = 0
     try:
         with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
             for line in lines:
                 number += 1
                 entry = json.loads(line)
-                pair = (entry["anchor"], entry["positive"])
+                pair = (entry[columns[0]], entry[columns[1]])
                 if not all(isinstance(text, str) for text in pair):
                     raise TypeError("the texts are no strings")
                 yield pair
     # EOFError and zlib.error: a .gz that was cut off or damaged.
     except (KeyError, TypeError, ValueError, EOFError, zlib.error) as error:
         raise ValueError(
-            f"{file}, line {number}: expected an object with the strings anchor and positive "
+            f"{file}, line {number}: expected an object with the strings {columns[0]} and {columns[1]} "
             f"({type(error).__name__}: {error})"
         ) from None
     except OSError as error:

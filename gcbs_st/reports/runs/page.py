@@ -16,11 +16,11 @@ def report_html(report: Report) -> str:
     """Returns a report as one HTML page that needs nothing else."""
     notes = "\n".join(f"<li>{escape(note)}</li>" for note in report.notes)
     parts = [f"<section>\n<h2>To be aware of</h2>\n<ul>\n{notes}\n</ul>\n</section>"] if notes else []
-    parts += [_table_html(table) for table in report.results]
+    parts += [table_html(table) for table in report.results]
     if report.charts:
         figures = "\n".join(_figure_html(title, picture) for title, picture in report.charts.items())
         parts.append(f"<section>\n<h2>Charts</h2>\n<div class='charts'>\n{figures}\n</div>\n</section>")
-    parts += [_table_html(table) for table in report.origins]
+    parts += [table_html(table) for table in report.origins]
     style = read_template("batches.css") + read_template("report.css")
     return fill_page("report.html", report.title, style, BODY="\n".join(parts))
 
@@ -32,7 +32,8 @@ def _figure_html(title: str, picture: bytes) -> str:
     return f"<figure{wide}><img alt='Chart: {escape(title)}' src='{png_uri(picture)}'></figure>"
 
 
-def _table_html(table: Table) -> str:
+def table_html(table: Table) -> str:
+    """Returns a table as a section of a page; columns of numbers are set to the right."""
     numeric = [all(_NUMBER.fullmatch(row[i]) for row in table.rows) for i in range(len(table.header))]
     kinds = [" class='number'" if number and i else "" for i, number in enumerate(numeric)]
     titled = zip(table.header, kinds, strict=True)
