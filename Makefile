@@ -1,6 +1,7 @@
 # make quickstart   create the environment and run the main job
 # make test         create the environment if need be and run the tests
 # make check        formatting, lint, types and docstrings
+# make docs         the site, in build/site: open index.html; its search needs a server, python -m http.server -d build/site
 # make slow         the tests that take minutes
 # make gpu          what needs a CUDA device, with a table of what was found; bring a torch that can use one
 # make oldest       the tests that concern training, with the oldest versions that are supported, in .venv-oldest
@@ -14,7 +15,7 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check -q
 INSTALLED = $(VENV)/.installed
 LOCK = requirements/lock.txt
 
-.PHONY: quickstart test slow gpu check oldest newest lock clean
+.PHONY: quickstart test docs slow gpu check oldest newest lock clean
 
 quickstart: $(INSTALLED)
 	$(VENV)/bin/python scripts/train_sts.py --config configs/quickstart.yaml
@@ -22,6 +23,10 @@ quickstart: $(INSTALLED)
 # A worker for each core, each on one thread: threads that wait for each other are several times slower.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -n logical --dist loadscope
+
+# The theme asks for a look at its successor in each build.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -q -m slow
