@@ -18,6 +18,7 @@ from gcbs_st.cli import COMMANDS, main
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
+AGENTS = ROOT / "AGENTS.md"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 
 
@@ -60,7 +61,7 @@ def broken(page: Path, root: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, AGENTS], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     """Each relative link is of a file that is there, and each anchor of a heading of its page."""
     assert [] == broken(page, ROOT)
@@ -113,7 +114,14 @@ def test_the_readme_is_short_and_lists_the_folders():
     assert 16 == len(listed.splitlines())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_page_for_tools_is_a_page():
+    """At most 500 words, and its targets of `make` are there."""
+    text, targets = AGENTS.read_text(), re.findall(r"^([a-z]+)(?: [a-z]+)*:", (ROOT / "Makefile").read_text(), flags=re.M)
+    assert len(text.split()) <= 500
+    assert [] == [name for name in re.findall(r"`make (\w+)`", text) if name not in targets]
+
+
+@pytest.mark.parametrize("page", [*PAGES, AGENTS], ids=lambda page: page.name)
 def test_paths_and_modules_are_there(page):
     """Each path of the repository that a page names between backticks exists, and each name of the package can be had."""
     code = re.findall(r"`([^`\n]+)`", prose(page))

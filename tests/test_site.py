@@ -96,7 +96,9 @@ def test_what_is_wrong_with_a_site_is_seen(tmp_path):
     (tmp_path / "style.css").write_text('@import "//fonts.org/a.css"; a { background: url(https://b.org/c.png) }')
     (tmp_path / "other.html").write_text('<h2 id="there">a</h2>')
     page = tmp_path / "page.html"
-    good = '<a href="other.html#there">a</a><a href="https://c.org">b</a><a href="#x" id="x">c</a><img src="style.css">'
+    good = (
+        '<a href="other.html#there">a</a><a href="https://c.org">b</a><a href="#x" id="x">c</a><img src="style.css">'
+    )
     page.write_text(good)
     assert ["style.css loads //fonts.org/a.css", "style.css loads https://b.org/c.png"] == wrong_in(tmp_path)
     (tmp_path / "style.css").write_text("a { background: url(page.html) }")
