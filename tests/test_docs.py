@@ -116,7 +116,10 @@ def test_the_readme_is_short_and_lists_the_folders():
 
 def test_the_page_for_tools_is_a_page():
     """At most 500 words, and its targets of `make` are there."""
-    text, targets = AGENTS.read_text(), re.findall(r"^([a-z]+)(?: [a-z]+)*:", (ROOT / "Makefile").read_text(), flags=re.M)
+    text, targets = (
+        AGENTS.read_text(),
+        re.findall(r"^([a-z]+)(?: [a-z]+)*:", (ROOT / "Makefile").read_text(), flags=re.M),
+    )
     assert len(text.split()) <= 500
     assert [] == [name for name in re.findall(r"`make (\w+)`", text) if name not in targets]
 
