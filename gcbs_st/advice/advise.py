@@ -192,8 +192,8 @@ def _notes(facts: DatasetFacts, sample: Sample, size: int, batch_size: int) -> l
     notes = []
     if len(sample.rows) < facts.rows:
         notes.append(
-            f"Measured on {len(sample.rows):,} of {facts.rows:,} rows. All rows hold nearer ones, so their planned batches "
-            "are harder, and hold more false negatives."
+            f"All {facts.rows:,} rows hold nearer ones than this sample, so their planned batches are harder, and hold more "
+            "false negatives."
         )
     if sample.cut:
         notes.append("Texts were cut to 128 tokens for this, since whole ones would have taken too long.")

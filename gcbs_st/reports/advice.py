@@ -52,7 +52,7 @@ def advice_html(advice: Advice, source: str) -> str:
     body.append(f"<section>\n<h2>The data</h2>\n<ul>{lines}</ul>\n</section>")
     if advice.figures:
         (_, *planners), *rows = _figures(advice)
-        note = " ".join([f"Of {advice.sampled_rows:,} rows, in batches of {advice.batch_size}.", *advice.notes])
+        note = " ".join([f"{advice.sampled_rows:,} rows in batches of {advice.batch_size}.", *advice.notes])
         body.append(table_html(Table("What batches hold", note, ["", *planners], rows)))
     if advice.examples:
         examples = [
