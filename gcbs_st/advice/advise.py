@@ -27,6 +27,8 @@ from gcbs_st.training.rule import PLANNER, is_static
 
 SCALE = 20.0
 _EXAMPLES = 8
+# Half of random texts are nearer than the positive where the two sides have nothing to do with each other.
+_UNRELATED = 0.4
 # Pairs of rows that tell whether equal values of a column mean that rows are alike, and columns that are asked.
 _ASKED_PAIRS, _ASKED_COLUMNS = 128, 3
 # Rows of one value mean the same if at least so many look like it, and so many times as many as rows of two values.
@@ -143,7 +145,7 @@ def advise(  # noqa: PLR0913 - a keyword for each choice
         batch_size,
         tuple(groups),
         len(sample.rows),
-        tuple(_notes(facts, sample, size, batch_size)),
+        tuple(_notes(facts, sample, size, batch_size, figures["random"])),
         figures,
         tuple(_in_words(rows, columns, worst_false_negatives(sample, batches[PLANNER], _EXAMPLES))),
         _cost(facts, sample, batch_size, static),
@@ -188,8 +190,13 @@ def _shared_values(
     return SharedValues.from_dataset(drawn.select_columns(list(columns)), columns, groups=groups) or None
 
 
-def _notes(facts: DatasetFacts, sample: Sample, size: int, batch_size: int) -> list[str]:
+def _notes(facts: DatasetFacts, sample: Sample, size: int, batch_size: int, at_random: PlanFigures) -> list[str]:
     notes = []
+    if (share := at_random.false_negatives / (size - 1)) > _UNRELATED:
+        notes.append(
+            f"{100 * share:.0f} % of random negatives score above the row's own positive: to this model the pairs do not "
+            "belong together. Are these the right columns?"
+        )
     if len(sample.rows) < facts.rows:
         notes.append(
             f"All {facts.rows:,} rows hold nearer ones than this sample, so their planned batches are harder, and hold more "

@@ -61,6 +61,17 @@ def test_text_page_json_and_script_say_the_same(folder, capsys):
     assert found["examples"][0]["anchor"] in page
 
 
+def test_pairs_that_do_not_belong_together(folder, capsys):
+    """Are noticed: columns that were mixed up train nothing."""
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    mixed = [row | {"positive": other["positive"]} for row, other in zip(rows, rows[400:] + rows[:400], strict=True)]
+    assert 0 == run()
+    assert "right columns" not in capsys.readouterr().out
+    Path("mixed.jsonl").write_text("\n".join(map(json.dumps, mixed)))
+    assert 0 == main(["advise", "--data", "mixed.jsonl", "--model", "model", "--batch-size", "8"])
+    assert "the pairs do not belong together. Are these the right columns?" in capsys.readouterr().out
+
+
 def test_texts_are_no_markup(folder, capsys):
     """On the page they are shown as they are."""
     rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
