@@ -18,6 +18,7 @@ from peft import LoraConfig, TaskType
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from transformers import set_seed
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
 
@@ -45,8 +46,10 @@ def main() -> None:
     parts = rows.train_test_split(test_size=held_out, seed=1)
     train, test = parts["train"], parts["test"]
 
-    # 2. Load the model, and add the adapter, which is all that is trained of it
+    # 2. Load the model, and add the adapter, which is all that is trained of it. Its first weights are drawn: a seed makes
+    # them the same where the run is started again.
     model = SentenceTransformer(options.model)
+    set_seed(1)
     model.add_adapter(LoraConfig(task_type=TaskType.FEATURE_EXTRACTION, r=64, lora_alpha=128, lora_dropout=0.1))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     logging.info("%.1f %% of the weights are trained", 100 * trained / sum(one.numel() for one in model.parameters()))

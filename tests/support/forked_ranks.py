@@ -31,18 +31,32 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 def run_ranks(work: Callable[..., None], ranks: int, *given: Any, folder: Path, seconds: float = 300) -> None:
     """Calls a function in so many ranks and waits for all; what they print goes to `log_RANK` in the folder.
 
+    One rank is told that it is one, as by `torch.distributed.run`; see `run_alone`.
+
     Raises:
         AssertionError: one failed, or took too long; the message holds the end of its log.
     """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    _run(work, given, [_told(rank, ranks, store.port) for rank in range(ranks)], folder, seconds)
+
+
+def run_alone(work: Callable[..., None], *given: Any, folder: Path, seconds: float = 300) -> str:
+    """Calls a function in a process that knows of no ranks, and returns what it printed; raises as `run_ranks` does."""
+    _run(work, given, [_ONE_THREAD], folder, seconds)
+    return (folder / "log_0").read_text()
+
+
+def _run(
+    work: Callable[..., None], given: tuple[Any, ...], told: list[dict[str, str]], folder: Path, seconds: float
+) -> None:
     with pytest.MonkeyPatch.context() as environment:
         for name, value in _ONE_THREAD.items():
             environment.setenv(name, value)  # for the server, when it is the first launch
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         started_by = multiprocessing.get_start_method()
-        logs = [folder / f"log_{rank}" for rank in range(ranks)]
+        logs = [folder / f"log_{rank}" for rank in range(len(told))]
         processes = [
-            _SERVER.Process(target=_rank, args=(work, given, _told(rank, ranks, store.port), str(log), started_by))
-            for rank, log in enumerate(logs)
+            _SERVER.Process(target=_rank, args=(work, given, environ, str(log), started_by))
+            for environ, log in zip(told, logs, strict=True)
         ]
         for process in processes:
             process.start()
@@ -53,8 +67,8 @@ def run_ranks(work: Callable[..., None], ranks: int, *given: Any, folder: Path, 
         for process in processes:
             process.kill()
             process.join()
-    told = "\n".join(f"rank {rank}: {log.read_text()[-3000:]}" for rank, log in enumerate(logs) if log.exists())
-    assert [0] * ranks == codes, told
+    said = "\n".join(f"rank {rank}: {log.read_text()[-3000:]}" for rank, log in enumerate(logs) if log.exists())
+    assert [0] * len(told) == codes, said
 
 
 def _wait(processes: list[Any], deadline: float) -> None:

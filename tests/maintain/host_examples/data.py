@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
@@ -157,6 +158,7 @@ TABLES: dict[tuple[str, str | None], Table] = {
     (f"{ST}/all-nli", "pair-class"): labelled("premise", "hypothesis", _NLI, same=0),
     (f"{ST}/stsb", None): scored("sentence1", "sentence2"),
     (f"{ST}/quora-duplicates", "triplet"): columns(anchor=about, positive=about, negative=near),
+    (f"{ST}/quora-duplicates", "pair"): columns(anchor=about, positive=about),
     (f"{ST}/quora-duplicates", "pair-class"): labelled("sentence1", "sentence2", ["different", "duplicate"], same=1),
     (f"{ST}/quora-duplicates-mining", "questions"): columns(qid=own(str), question=about),
     (f"{ST}/quora-duplicates-mining", "duplicates"): columns(qid1=own(str), qid2=other(str)),
@@ -164,6 +166,7 @@ TABLES: dict[tuple[str, str | None], Table] = {
     ("BeIR/quora", "queries"): columns(_id=own(str), title=about, text=about),
     ("BeIR/quora-qrels", None): columns(**{"query-id": own(int), "corpus-id": own(int), "score": own(int)}),
     (f"{ST}/gooaq", None): columns(question=about, answer=passage),
+    (f"{ST}/codesearchnet", "pair"): columns(comment=about, code=passage),
     (f"{ST}/natural-questions", None): columns(query=about, answer=passage),
     (f"{ST}/msmarco-bm25", "triplet"): columns(query=about, positive=passage, negative=near),
     (f"{ST}/msmarco", "corpus"): columns(passage_id=own(str), passage=passage),
@@ -244,17 +247,23 @@ def make_split(name: str, config: str | None, split: str) -> Dataset:
     return Dataset.from_dict(rows, features=features)
 
 
-def load_dataset(path: str, name: str | None = None, *_: Any, split: str | None = None, **__: Any) -> Any:
+def load_dataset(
+    path: str, name: str | None = None, *_: Any, split: str | None = None, streaming: bool = False, **others: Any
+) -> Any:
     """Stands for `datasets.load_dataset`.
 
     Args:
-        path: the dataset's name on the hub.
+        path: the dataset's name on the hub, or the format of files that are there.
         name: of the configuration.
         split: a name, perhaps with a slice behind it as `train[:1000]`; None for all splits.
+        streaming: whether a split is a stream.
+        others: arguments that make no difference, but for files.
 
     Returns:
-        A `Dataset`, or a `DatasetDict` of all splits.
+        A `Dataset`, a stream, or a `DatasetDict` of all splits.
     """
+    if "data_files" in others:
+        return datasets.load.load_dataset(path, name, split=split, streaming=streaming, **others)
     if split is None:
         return DatasetDict({one: make_split(path, name, one) for one in SPLITS.get(path, DEFAULT_SPLITS)})
     wanted = re.fullmatch(r"(\w+)(?:\[(-?\d*):(-?\d*)\])?", split)
@@ -262,4 +271,5 @@ def load_dataset(path: str, name: str | None = None, *_: Any, split: str | None 
         raise ValueError(f"split: got {split!r}, expected a name, perhaps with a slice of rows")
     rows = make_split(path, name, wanted[1])
     bounds = [int(bound) if bound else None for bound in (wanted[2], wanted[3])]
-    return rows.select(range(*slice(*bounds).indices(len(rows))))
+    rows = rows.select(range(*slice(*bounds).indices(len(rows))))
+    return rows.to_iterable_dataset() if streaming else rows
