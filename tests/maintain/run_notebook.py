@@ -19,7 +19,7 @@ from typing import Any
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "look_at_batches.ipynb"
 SECONDS_A_CELL = 300
-COLOURS = 24
+COLOURS = 64
 
 
 def execute(file: Path = NOTEBOOK) -> Any:
@@ -58,7 +58,7 @@ def _few_colours(picture: str) -> str:
 
     file = io.BytesIO()
     image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
-    image.quantize(COLOURS).save(file, "png", optimize=True)
+    image.quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(file, "png", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 
