@@ -1,7 +1,7 @@
 """Trains on several processes, each with a GPU, whose negatives are gathered: a step's batches are planned as one.
 
 torchrun --nproc_per_node=2 examples/ddp/train_ddp.py
-accelerate launch --num_processes=2 examples/ddp/train_ddp.py
+accelerate launch --multi_gpu --num_processes=2 examples/ddp/train_ddp.py
 torchrun --nproc_per_node=2 examples/ddp/train_ddp.py --smoke
 """
 
