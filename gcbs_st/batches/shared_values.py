@@ -5,7 +5,8 @@ of its rows is pushed away from itself. Two rows are kept apart if they share
 
 - an anchor or a positive, or the anchor of one is the positive of the other;
 - a text that is a negative of one and the anchor or positive of the other (a negative that both have is harmless);
-- a group, such as the photo that two captions describe.
+- a group, such as the photo that two captions describe;
+- a text that is listed as a right answer to the anchor of one and is the anchor or positive of the other.
 
 `batch_sampler="no_duplicates"` is stricter, with sentence-transformers' meaning: no text stands twice in a batch, in
 whichever column that does not hold labels.
@@ -72,20 +73,26 @@ class SharedValues:
 
     @classmethod
     def from_dataset(
-        cls, dataset: Dataset, columns: Sequence[str], *, strict: bool = False, groups: Sequence[Any] | None = None
+        cls,
+        dataset: Dataset,
+        columns: Sequence[str],
+        *,
+        strict: bool = False,
+        groups: Sequence[Any] | None = None,
+        positives: Sequence[Sequence[str]] | None = None,
     ) -> SharedValues:
         """Returns the shared values of a dataset's n rows, read through its transform and compared by a 64-bit hash.
 
         `columns` hold texts: the anchors, the positives, then those of negatives. If `strict` all columns count alike,
         and what is no text counts too, by its content. Rows of equal `groups`, (n,) values of any kind, share a value;
-        None and NaN are no group.
+        None and NaN are no group. `positives`, (n,) lists, are texts that are right answers to a row's anchor: it is
+        kept apart from rows of which one is the anchor or positive.
         """
-        named = [(row, group) for row, group in enumerate(() if groups is None else groups) if not _is_missing(group)]
-        of_groups = np.array([row for row, _ in named], np.int64)
-        # Another seed than the texts', so that group 7 is not the text "7".
-        hashes = np.array([_hash(str(group), seed=1) for _, group in named], np.uint64)
-        held = [(of_groups, hashes, np.ones(len(named), bool))]
-        for name, (rows, hashes) in _hash_columns(dataset, columns, strict).items():
+        of_groups, hashes = hash_groups(() if groups is None else groups)
+        held = [(of_groups, hashes, np.ones(len(of_groups), bool))]
+        listing, hashes = hash_lists(() if positives is None else positives)
+        held.append((listing, hashes, np.zeros(len(listing), bool)))
+        for name, (rows, hashes) in hash_columns(dataset, columns, strict).items():
             held.append((rows, hashes, np.full(len(rows), strict or name in columns[:2])))
         rows, hashes, strong = (np.concatenate(arrays) for arrays in zip(*held, strict=True))
         return cls(rows, hashes, strong, len(dataset))
@@ -197,7 +204,22 @@ def _hash(text: str, seed: int = 0) -> int:
     return xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass"), seed=seed)
 
 
-def _hash_columns(dataset: Dataset, columns: Sequence[str], strict: bool) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def hash_groups(groups: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which of (n,) rows are in a group, and (e,) its hashes; of another seed than texts, so that 7 is not "7"."""
+    named = [(row, group) for row, group in enumerate(groups) if not _is_missing(group)]
+    rows = np.array([row for row, _ in named], np.int64)
+    return rows, np.array([_hash(str(group), seed=1) for _, group in named], np.uint64)
+
+
+def hash_lists(lists: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which of (n,) rows each listed text belongs to, and (e,) its hashes."""
+    rows = np.repeat(np.arange(len(lists)), [len(texts) for texts in lists])
+    return rows, np.array([_hash(text) for texts in lists for text in texts], np.uint64)
+
+
+def hash_columns(
+    dataset: Dataset, columns: Sequence[str], strict: bool = False
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns, by column, which rows hold something that can be compared, and (e,) its hashes."""
     if all(name in dataset.column_names for name in columns) and dataset.format["type"] != "custom":
         if not strict:  # straight from the files: an image beside the texts is not decoded

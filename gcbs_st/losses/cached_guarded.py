@@ -33,6 +33,5 @@ class CachedGuardedMultipleNegativesRankingLoss(Guarded, CachedMultipleNegatives
 
     def calculate_loss(self, reps: list[list[Tensor]], *args: Any, **kwargs: Any) -> Tensor:
         """Returns the mean loss of the batch from a list of mini-batches' (b, d) tensors per text column."""
-        rows = sum(len(part) for part in reps[0])
-        with self.guard.watch(self.directions, len(reps) - 1, rows, self.gather_across_devices):
+        with self._watch(len(reps) - 1, sum(len(part) for part in reps[0])):
             return super().calculate_loss(reps, *args, **kwargs)

@@ -118,5 +118,5 @@ def refuse_numbers(dataset: Dataset, names: Sequence[str], dataset_name: str | N
             raise ValueError(
                 f"column {name!r} of the training set{of} holds {row[name]!r}, but every column that is not a label "
                 "is embedded as text. If it holds ids or other facts about the rows, remove it with remove_columns, "
-                "or name it as group_column if equal values mark rows that must not share a batch."
+                "or name it as group_column if equal values mark rows that are no negatives of each other."
             )

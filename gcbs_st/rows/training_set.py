@@ -1,10 +1,10 @@
-"""The datasets that are trained on, by name: their groups, their fingerprint, and the columns that are planned on."""
+"""The datasets that are trained on, by name: what is known of their rows, their fingerprint, and the planned columns."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,57 +44,85 @@ def parts_of(datasets: Dataset | Mapping[str, Dataset]) -> dict[str, Dataset]:
     return dict(datasets) if isinstance(datasets, Mapping) else {"": datasets}
 
 
-class DropColumn:
-    """A transform of rows that drops a column from what another transform returns."""
+class DropColumns:
+    """A transform of rows that drops columns from what another transform returns."""
 
-    def __init__(self, transform: Callable[[dict[str, list[Any]]], dict[str, list[Any]]], column: str) -> None:
-        self.transform, self.column = transform, column
+    def __init__(self, transform: Callable[[dict[str, list[Any]]], dict[str, list[Any]]], columns: set[str]) -> None:
+        self.transform, self.columns = transform, columns
 
     def __call__(self, block: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Returns some rows, by column, without the column."""
-        return {name: values for name, values in self.transform(block).items() if name != self.column}
+        """Returns some rows, by column, without the columns."""
+        return {name: values for name, values in self.transform(block).items() if name not in self.columns}
 
 
-def without_column(datasets: Any, column: str) -> Any:
-    """Returns datasets without a column, which the host would embed as text; anything else is returned as it is.
+def without_columns(datasets: Any, columns: Collection[str]) -> Any:
+    """Returns datasets without some columns, which the host would embed as texts; anything else is returned as it is.
 
-    Rows with a transform keep the column for the transform, which may need it.
+    Rows with a transform keep the columns for the transform, which may need them.
     """
-    if isinstance(datasets, Mapping):
-        stripped = {name: without_column(part, column) for name, part in datasets.items()}
-        return DatasetDict(stripped) if isinstance(datasets, DatasetDict) else stripped
-    if not isinstance(datasets, Dataset):
-        if column in (getattr(datasets, "column_names", None) or ()):
-            return datasets.remove_columns(column)  # an IterableDataset
+    if not columns:
         return datasets
-    if datasets.format["type"] == "custom":
+    if isinstance(datasets, Mapping):
+        stripped = {name: without_columns(part, columns) for name, part in datasets.items()}
+        return DatasetDict(stripped) if isinstance(datasets, DatasetDict) else stripped
+    if isinstance(datasets, Dataset) and datasets.format["type"] == "custom":
         transform = datasets.format["format_kwargs"]["transform"]
-        if isinstance(transform, DropColumn) and transform.column == column:
+        if isinstance(transform, DropColumns) and transform.columns == {*columns}:
             return datasets
         kept = {"columns": datasets.format["columns"], "output_all_columns": datasets.format["output_all_columns"]}
-        return datasets.with_transform(DropColumn(transform, column), **kept)
-    return datasets.remove_columns(column) if column in datasets.column_names else datasets
+        return datasets.with_transform(DropColumns(transform, {*columns}), **kept)
+    there = [name for name in columns if name in (getattr(datasets, "column_names", None) or ())]
+    return datasets.remove_columns(there) if there else datasets  # also of an IterableDataset
 
 
-def read_groups(datasets: Dataset | Mapping[str, Dataset], column: str) -> dict[str, list[Any]]:
-    """Returns (n,) groups of the rows by name of the dataset; datasets without the column are left out.
+@dataclass(frozen=True)
+class RowFacts:
+    """What the user says of the n rows of a dataset beside their texts."""
 
-    The column is read as it is stored, or else as the dataset's transform makes it. Raises a ValueError if no dataset
-    has it.
+    groups: list[Any] | None = None  # rows of equal groups are positives of each other; None and NaN are no group
+    positives: list[tuple[str, ...]] | None = None  # texts that are right answers to a row's anchor, beside its own
+
+
+def read_row_facts(
+    datasets: Dataset | Mapping[str, Dataset], group_column: str | None, positives_column: str | None
+) -> dict[str, RowFacts]:
+    """Returns what the two columns say of the rows, by name of the dataset.
+
+    Columns are read as they are stored, or else as the dataset's transform makes them. Raises a ValueError if a column
+    is in no dataset, or if the second one holds something else than lists of texts, or nothing.
     """
-    groups = {}
+    groups = {} if group_column is None else _read_facts(datasets, "group_column", group_column)
+    lists = {} if positives_column is None else _read_facts(datasets, "positives_column", positives_column)
+    positives = {name: [_texts_in(one, row) for row, one in enumerate(values)] for name, values in lists.items()}
+    return {name: RowFacts(groups.get(name), positives.get(name)) for name in parts_of(datasets)}
+
+
+def _read_facts(datasets: Dataset | Mapping[str, Dataset], field: str, column: str) -> dict[str, list[Any]]:
+    """(n,) values of a column by name of the dataset; datasets without it are left out."""
+    found = {}
     for name, part in parts_of(datasets).items():
         if column in part.column_names:
-            groups[name] = list(part.with_format(None)[column])
+            found[name] = list(part.with_format(None)[column])
         elif column in seen_names(part):
-            groups[name] = read_columns(part, np.arange(len(part)), [column])[0]
-    if not groups:
+            found[name] = read_columns(part, np.arange(len(part)), [column])[0]
+    if not found:
         there = {name: seen_names(part) for name, part in parts_of(datasets).items()}
         columns = there[""] if "" in there else there
         transformed = any(part.format["type"] == "custom" for part in parts_of(datasets).values())
         hint = " Its transform makes none of that name either." if transformed else ""
-        raise ValueError(f"group_column: the training set has the columns {columns}, but no {column!r}.{hint}")
-    return groups
+        raise ValueError(f"{field}: the training set has the columns {columns}, but no {column!r}.{hint}")
+    return found
+
+
+def _texts_in(listed: Any, row: int) -> tuple[str, ...]:
+    if listed is None:
+        return ()
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(text, str) for text in listed):
+        raise ValueError(
+            f"positives_column: row {row} of the training set holds {listed!r:.80}, expected a list of texts that are "
+            "right answers to the row's anchor, or None."
+        )
+    return tuple(listed)
 
 
 def fingerprint(datasets: Dataset | Mapping[str, Dataset]) -> str:

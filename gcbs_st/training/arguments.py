@@ -125,7 +125,11 @@ class PlanningArguments(_Host):
         embedding_storage: harvested rows are kept in "memory", or on "disk" in `output_dir`. Several processes
             on one node share files in any case.
         group_column: a column whose equal values mark rows that must not share a batch, since they are
-            positives of each other (two captions of one photo). It is not trained on. None for no such column.
+            positives of each other (two captions of one photo); with a loss that masks by identity they may, and are no
+            negatives. It is not trained on. None for no such column.
+        positives_column: a column of lists of texts that are right answers to a row's anchor, beside its positive. Rows
+            that have one of them as anchor or positive are kept out of the row's batch, or, by a loss that masks by
+            identity, of its negatives. It is not trained on. None for no such column.
         cluster_schedule: "constant", or "curriculum": the planner's clusters per batch start at the batch size,
             which is random batches, and halve in equal shares of the run until they reach the planner's own
             `clusters_per_batch` (NGAME, arXiv 2207.04452, doubles its cluster size on such a schedule).
@@ -206,6 +210,9 @@ class PlanningArguments(_Host):
     )
     group_column: Union[str, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
         default=None, metadata={"help": "Column whose equal values mark rows that must not share a batch."}
+    )
+    positives_column: Union[str, None] = field(  # noqa: UP007 - HfArgumentParser reads Union
+        default=None, metadata={"help": "Column of lists of texts that are right answers to the row's anchor."}
     )
     cluster_schedule: str = field(
         default="constant",
@@ -291,6 +298,11 @@ class PlanningArguments(_Host):
                 raise ValueError(f"{name}: got {value!r}, expected a number.{quoted}")
 
     def _check_columns(self) -> None:
+        if self.positives_column is not None and self.positives_column == self.group_column:
+            raise ValueError(
+                f"positives_column: got {self.positives_column!r}, which is the group_column as well, expected a column "
+                "of lists of texts."
+            )
         given: Any = self.planner_columns
         for names in given.values() if isinstance(given, Mapping) else [given]:
             texts = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)

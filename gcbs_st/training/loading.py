@@ -18,9 +18,9 @@ from gcbs_st.batches.sampler import PlannedBatchSampler
 from gcbs_st.batches.shared_values import SharedValues
 from gcbs_st.batches.steps import StepBatches, WholeSteps
 from gcbs_st.rows.columns import text_names
-from gcbs_st.rows.training_set import fingerprint, parts_of, read_groups, require_rows, without_column
+from gcbs_st.rows.training_set import RowFacts, fingerprint, parts_of, read_row_facts, require_rows, without_columns
 from gcbs_st.training.arguments import PlanningArguments
-from gcbs_st.training.loss_facts import contrasts_rows, gathers_negatives, name_loss
+from gcbs_st.training.loss_facts import contrasts_rows, gathers_negatives, masks_by_identity, name_loss
 from gcbs_st.training.refusals import refuse_sampler, refuse_stream, refuse_unsupported
 from gcbs_st.training.stream import PlannedStream, StreamFeed
 
@@ -49,11 +49,16 @@ class PlannedLoading(_Host):
         self._building_train_loader = False
         self._mixer: BatchSampler | None = None
         self._loader_length = 0
-        self._group_column: str | None = None if args is None else args.group_column
-        self._groups: dict[str, list[Any]] = {}
+        # Of groups and of listed positives, as they are when the trainer is made.
+        self.given_columns: tuple[str | None, str | None] = (
+            (None, None) if args is None else (args.group_column, args.positives_column)
+        )
+        self.facts: dict[str, RowFacts] = {}
+        # By dataset, which rows are no negatives of each other, for planners and measures.
+        self.contradicting: dict[str, SharedValues] = {}
         self._fingerprint: str | None = None
         self._warned: set[str] = set()
-        self._stream: IterableDataset | None = None  # as the user gave it, with the group column
+        self._stream: IterableDataset | None = None  # as the user gave it, with the columns of facts
         self.feed: StreamFeed | None = None  # of a stream that is planned
         self._window: Dataset | None = None  # of it, which the plan in force is of
         super().__init__(model, args, train_dataset, *rest, **kwargs)
@@ -62,21 +67,24 @@ class PlannedLoading(_Host):
 
     @property
     def train_dataset(self) -> Any:
-        """What is trained on, without the group column. Another one may be assigned before `train` is called again."""
+        """What is trained on, without columns of facts. Another one may be assigned before `train` is called again."""
         return self._train_dataset
 
     @train_dataset.setter
     def train_dataset(self, datasets: Any) -> None:
         if datasets is not None and datasets is getattr(self, "_train_dataset", None):
             return
-        self._groups, self._fingerprint = {}, None
+        self.facts, self._fingerprint = {}, None
         self._stream = datasets if isinstance(datasets, IterableDataset) else None
         self.feed = self._window = None
-        if self._group_column is not None and isinstance(datasets, (Dataset, Mapping)):
-            self._groups = read_groups(datasets, self._group_column)
-        if self._group_column is not None:
-            datasets = without_column(datasets, self._group_column)
-        self._train_dataset = datasets
+        if self.fact_columns and isinstance(datasets, (Dataset, Mapping)):
+            self.facts = read_row_facts(datasets, *self.given_columns)
+        self._train_dataset = without_columns(datasets, self.fact_columns)
+
+    @property
+    def fact_columns(self) -> list[str]:
+        """The columns that say something of rows and hold no texts to be embedded."""
+        return [column for column in self.given_columns if column is not None]
 
     def training_parts(self) -> dict[str, Dataset]:
         """Returns what is trained on by name, "" for the only one; of a stream the rows that are planned now, if any are."""
@@ -86,23 +94,20 @@ class PlannedLoading(_Host):
 
     @property
     def eval_dataset(self) -> Any:
-        """What is evaluated, without the group column, which the host would embed as a text."""
+        """What is evaluated, without columns of facts, which the host would embed as texts."""
         return self._eval_dataset
 
     @eval_dataset.setter
     def eval_dataset(self, datasets: Any) -> None:
-        self._eval_dataset = self._ungrouped(datasets)
+        self._eval_dataset = without_columns(datasets, self.fact_columns)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Returns the host's loader, of rows without the group column."""
-        return super().get_eval_dataloader(self._ungrouped(eval_dataset))
+        """Returns the host's loader, of rows without columns of facts."""
+        return super().get_eval_dataloader(without_columns(eval_dataset, self.fact_columns))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """Returns the host's loader, of rows without the group column."""
-        return super().get_test_dataloader(self._ungrouped(test_dataset))
-
-    def _ungrouped(self, datasets: Any) -> Any:
-        return datasets if self._group_column is None else without_column(datasets, self._group_column)
+        """Returns the host's loader, of rows without columns of facts."""
+        return super().get_test_dataloader(without_columns(test_dataset, self.fact_columns))
 
     def training_set_fingerprint(self) -> str:
         """Returns a text that another training set would not have; made once."""
@@ -184,14 +189,14 @@ class PlannedLoading(_Host):
         # By default the main process would read for all and cut what it read anew; so each reads, and keeps its share.
         if self.accelerator.dataloader_config.dispatch_batches is None:
             self.accelerator.dataloader_config.dispatch_batches = False
-        self.feed = StreamFeed(self, self._stream, self._group_column, self.args.train_batch_size)
+        self.feed = StreamFeed(self, self._stream, self.args.train_batch_size)
         return PlannedStream.over(self._train_dataset, self.feed)
 
-    def take_window(self, window: Dataset, groups: list[Any] | None, batch_size: int, seed: int) -> None:
-        """Makes some rows of a stream, with their groups, what is planned next, by a sampler of their own."""
+    def take_window(self, window: Dataset, facts: RowFacts, batch_size: int, seed: int) -> None:
+        """Makes some rows of a stream, with what is known of them, what is planned next, by a sampler of their own."""
         labels = self.data_collator.valid_label_columns
-        self._window, self._groups = window, {} if groups is None else {"": groups}
-        shared = self._shared_values("", window, labels)
+        self._window, self.facts = window, {"": facts}
+        shared = self._rows_apart("", window, labels)
         sampler = PlannedBatchSampler(
             window, batch_size, seed=seed, shared_values=shared, contrast_size=self._contrasted("", batch_size)
         )
@@ -216,7 +221,7 @@ class PlannedLoading(_Host):
         size = self._train_batch_size if self.args.auto_find_batch_size else batch_size
         if name is None or not self._is_planned(name, dataset, size):
             return super().get_batch_sampler(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
-        shared = self._shared_values(name, dataset, valid_label_columns or [])
+        shared = self._rows_apart(name, dataset, valid_label_columns or [])
         sampler = PlannedBatchSampler(
             dataset,
             size,
@@ -300,12 +305,20 @@ class PlannedLoading(_Host):
 
     # ---------------------------------------------------------------- rows that must not meet
 
-    def _shared_values(self, name: str, dataset: Dataset, labels: list[str]) -> SharedValues | None:
-        names = text_names(dataset, labels)
-        shared = SharedValues.from_dataset(
-            dataset, names, strict=self.args.no_duplicates, groups=self._groups.get(name)
-        )
-        return shared or None
+    def _rows_apart(self, name: str, dataset: Dataset, labels: list[str]) -> SharedValues | None:
+        """What rows that must not share a batch have in common; notes which rows are no negatives of each other.
+
+        A loss that masks by identity needs no rows apart. Only no_duplicates may then ask for it, and of texts alone. Of
+        a negative that is another row's positive such a loss masks that text, and the rows stay negatives.
+        """
+        names, facts = text_names(dataset, labels), self.facts.get(name, RowFacts())
+        known: dict[str, Any] = {"groups": facts.groups, "positives": facts.positives}
+        strict, masks = self.args.no_duplicates, masks_by_identity(self.loss_of(name))
+        if not masks:
+            shared = self.contradicting[name] = SharedValues.from_dataset(dataset, names, strict=strict, **known)
+            return shared or None
+        self.contradicting[name] = SharedValues.from_dataset(dataset, names[:2], **known)
+        return (SharedValues.from_dataset(dataset, names, strict=True) or None) if strict else None
 
     def _report_clashes(self, name: str, sampler: PlannedBatchSampler, texts: Sequence[str]) -> None:
         """Refuses or warns where rows cannot be kept apart, in an epoch's first and still random order."""
@@ -341,9 +354,10 @@ class PlannedLoading(_Host):
         """What a row shares with others, for a message."""
         shared = self.planned_samplers[name].shared_values
         assert shared is not None
-        values = self.training_parts()[name][row]
-        group = self._groups[name][row] if name in self._groups else None
-        kind, value = shared.name_widest(row, [values.get(text) for text in texts], group)
+        values, facts = self.training_parts()[name][row], self.facts.get(name, RowFacts())
+        group = None if facts.groups is None else facts.groups[row]
+        listed = () if facts.positives is None else facts.positives[row]
+        kind, value = shared.name_widest(row, [*(values.get(text) for text in texts), *listed], group)
         return f"the {kind} {str(value)!r:.120}"
 
     def _steps_an_epoch(self) -> int:

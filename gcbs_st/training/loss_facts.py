@@ -120,6 +120,16 @@ def masks_negatives(loss: Any) -> bool:
     return guided or (margin is not None and not math.isinf(margin))
 
 
+def masks_by_identity(loss: Any) -> bool:
+    """Returns whether rows that are no negatives of each other may share a batch, since the loss masks them there.
+
+    Not in a wrapper of the user's, which may add a loss that does not.
+    """
+    *wrappers, innermost = [*unwrapped(loss)] or [None]
+    known = all(type(layer).__module__.startswith("sentence_transformers.") for layer in wrappers)
+    return known and isinstance(innermost, Guarded) and innermost.guard.mask_by_identity
+
+
 def gathers_negatives(loss: Any) -> bool:
     """Returns whether a loss contrasts the rows of all ranks with one another."""
     return any(getattr(layer, "gather_across_devices", False) for layer in unwrapped(loss))

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from gcbs_st.files import read_arrays, write_arrays
+from gcbs_st.losses.guarded import Guarded
 from gcbs_st.losses.row_loss import RowLoss
 from gcbs_st.ranks import agree, agree_on_rows, gather_rows
 
@@ -148,15 +149,24 @@ def _features_of_loss(starts: Mapping[str, int], features_of: FeaturesOfPart) ->
 
 
 def find_row_losses(loss: Any) -> list[RowLoss]:
-    """Returns the losses that want to know the rows of a batch, each once; wrappers are looked into.
+    """Returns the losses that keep states of rows, each once; wrappers are looked into.
 
     `loss` is a trainer's, one for all datasets or a dict by name.
     """
-    if isinstance(loss, RowLoss):
+    return [one for one in _losses_in(loss) if isinstance(one, RowLoss)]
+
+
+def find_identity_losses(loss: Any) -> list[Guarded]:
+    """Returns the losses that mask by identity, each once, as `find_row_losses`."""
+    return [one for one in _losses_in(loss) if isinstance(one, Guarded) and one.guard.mask_by_identity]
+
+
+def _losses_in(loss: Any) -> list[RowLoss | Guarded]:
+    if isinstance(loss, (RowLoss, Guarded)):
         return [loss]
     children = loss.items() if isinstance(loss, dict) else loss.named_children() if isinstance(loss, nn.Module) else ()
     inner = [child for name, child in children if isinstance(loss, dict) or name != "model"]
-    found: list[RowLoss] = []
+    found: list[RowLoss | Guarded] = []
     for child in inner:
-        found += [one for one in find_row_losses(child) if one not in found]
+        found += [one for one in _losses_in(child) if not any(one is other for other in found)]
     return found

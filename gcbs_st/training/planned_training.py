@@ -29,11 +29,11 @@ from gcbs_st.planners.base import abilities_of, configured, order_checked_rows
 from gcbs_st.ranks import wait_for_all
 from gcbs_st.rows.columns import TextColumn, has_one_text, text_names
 from gcbs_st.rows.row_ids import ROWS_KEY, number_rows
-from gcbs_st.rows.training_set import parts_of, require_rows
+from gcbs_st.rows.training_set import RowFacts, parts_of, require_rows
 from gcbs_st.training.arguments import PlanningArguments
 from gcbs_st.training.loading import PlannedLoading
 from gcbs_st.training.loss_facts import contrasts_rows
-from gcbs_st.training.loss_states import RowStates, find_row_losses
+from gcbs_st.training.loss_states import RowStates, find_identity_losses, find_row_losses
 from gcbs_st.training.model_card import MethodCallback
 from gcbs_st.training.refusals import refuse_model
 from gcbs_st.training.replan_callback import ReplanCallback
@@ -117,7 +117,7 @@ class PlannedTraining(PlannedLoading):
         self._renew_planner()
         loader = super().get_train_dataloader()
         harvests = self.args.embedding_source == "harvest" and self.planned_samplers
-        if harvests or find_row_losses(self.loss):
+        if harvests or find_row_losses(self.loss) or find_identity_losses(self.loss):
             number_rows(loader)
         return loader
 
@@ -225,11 +225,13 @@ class PlannedTraining(PlannedLoading):
             self._saves_checkpoint = False
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs as the host does; with the loss the share of negatives that a guard masked, at the end the plans' time."""
+        """Logs as the host does; with the loss the shares of negatives that a guard masked, at the end the plans' time."""
         masked = getattr(self.loss, "last_masked", None) if "loss" in logs else None
         more = {} if masked is None else {"gcbs/masked": float(masked)}
+        if more and find_identity_losses(self.loss):
+            more["gcbs/identical"] = float(getattr(self.loss, "last_identical", 0.0))
         if more and self.args.planner == "random":  # of other planners the first plan tells
-            self.warn_of_guard(more["gcbs/masked"])
+            self.warn_of_guard(more["gcbs/masked"] - more.get("gcbs/identical", 0.0))
         if "train_runtime" in logs and self.row_memory.source is not None and self.replanner.plans_made:
             more["gcbs/time_share"] = self.time_share()
         super().log({**logs, **more} if more else logs, *args, **kwargs)
@@ -323,7 +325,7 @@ class PlannedTraining(PlannedLoading):
             self.check_clusters(name)
         if self.is_world_process_zero():
             self._say_what_auto_is()
-        if self.planned_samplers or find_row_losses(self.loss):
+        if self.planned_samplers or find_row_losses(self.loss) or find_identity_losses(self.loss):
             self.row_memory.open(self._run_folder or Path(str(self.args.output_dir)))
 
     def _say_what_auto_is(self) -> None:
@@ -372,9 +374,9 @@ class PlannedTraining(PlannedLoading):
         """Whether batches that are drawn from now on are planned ones: not while warming up, cooling down or not training."""
         return self.row_memory.source is not None and ReplanCallback.plans(self.args, self.state)
 
-    def take_window(self, window: Any, groups: list[Any] | None, batch_size: int, seed: int) -> None:
+    def take_window(self, window: Any, facts: RowFacts, batch_size: int, seed: int) -> None:
         """Makes some rows of a stream what is embedded and planned next."""
-        super().take_window(window, groups, batch_size, seed)
+        super().take_window(window, facts, batch_size, seed)
         if self.row_memory.source is not None:
             self.row_memory.source.take_window("", window)
 

@@ -7,7 +7,7 @@ from typing import Any
 from gcbs_st.embeddings.source import INITIAL
 from gcbs_st.planners import name_of
 from gcbs_st.planners.base import abilities_of
-from gcbs_st.training.loss_states import find_row_losses
+from gcbs_st.training.loss_states import find_identity_losses, find_row_losses
 from gcbs_st.training.sharding import fsdp_version, is_sharded, is_zero_3
 
 # Trainers by the class of the host's models.
@@ -71,6 +71,12 @@ def refuse_stream(trainer: Any) -> None:
             "0: rows are planned where the model is, in the process that trains. The next window is read beside it",
         ),
         "loss": (bool(kept), ", ".join(kept), "a loss that keeps nothing of rows, which pass only once"),
+        "mask_by_identity": (
+            bool(find_identity_losses(trainer.loss)),
+            True,
+            "False: which rows are in a batch of a stream is not told to the loss. Rows that are no negatives of each "
+            "other are kept apart within each window",
+        ),
     }
     for name, (is_used, got, expected) in reasons.items():
         if is_used:

@@ -25,6 +25,7 @@ from gcbs_st.ranks import on_one_node
 from gcbs_st.rows.columns import TextColumn, refuse_numbers, text_columns, text_names
 from gcbs_st.rows.row_ids import locate
 from gcbs_st.rows.training_set import TrainingPart, planned_names
+from gcbs_st.training.identities import KnownRows
 from gcbs_st.training.loss_facts import needs_pairs
 from gcbs_st.training.loss_states import RowStates
 from gcbs_st.training.sharding import is_sharded
@@ -41,6 +42,7 @@ class RowMemory:
         self.trainer, self._collect_features = trainer, collect_features
         self.source: EmbeddingSource | None = None
         self.row_states: RowStates | None = None
+        self.known_rows: KnownRows | None = None
         self._views: dict[Any, FixedView] = {}  # of this run, by what stands for them in the arguments
         self._initial: tuple[str, dict[str, torch.Tensor] | None] | None = None  # digest of the weights, and a copy
         self._texts: dict[str, list[str]] = {}
@@ -54,6 +56,8 @@ class RowMemory:
         self._row_counts = {name: len(part.dataset) for name, part in parts.items()}
         counts = self._row_counts
         self.row_states = RowStates(trainer.loss, counts, self._features_of, seed=args.seed, ranks=args.world_size)
+        labels = trainer.data_collator.valid_label_columns
+        self.known_rows = KnownRows(trainer.loss, trainer.training_parts(), trainer.facts, labels)
         harvest = args.embedding_source == "harvest"
         self.source = EmbeddingSource(
             getattr(trainer.model, "_orig_mod", trainer.model),  # under FSDP the host keeps the compiled one
@@ -74,6 +78,8 @@ class RowMemory:
             self.source.close()
         if self.row_states is not None:
             self.row_states.close()
+        if self.known_rows is not None:
+            self.known_rows.close()
         self.source = None
 
     def remember_initial(self) -> None:
@@ -132,11 +138,12 @@ class RowMemory:
     @contextmanager
     def watching(self, rows: np.ndarray, step: int) -> Iterator[None]:
         """Tells the losses which rows of the concatenated datasets pass meanwhile, and harvests what passes."""
-        if self.source is None or self.row_states is None:
+        if self.source is None or self.row_states is None or self.known_rows is None:
             yield
             return
         name, local = locate(rows, self._row_counts)
-        with self.row_states.telling(name, local), self.source.watching(name, local, step):
+        told = self.row_states.telling(name, local), self.known_rows.telling(rows)
+        with told[0], told[1], self.source.watching(name, local, step):
             yield
 
     def number(self, features: Sequence[dict[str, Any]]) -> None:

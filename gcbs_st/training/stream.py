@@ -23,7 +23,7 @@ from gcbs_st.batches.checkpoint import read_stream, write_stream
 from gcbs_st.batches.sampler import PlannedBatchSampler
 from gcbs_st.ranks import agree, failing_together
 from gcbs_st.rows.stream import Window, put_back, read_windows, resume_windows
-from gcbs_st.rows.training_set import read_groups, without_column
+from gcbs_st.rows.training_set import read_row_facts, without_columns
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +69,9 @@ class StreamFeed:
     on all ranks.
     """
 
-    def __init__(self, trainer: Any, stream: IterableDataset, group_column: str | None, batch_size: int) -> None:
-        self.trainer, self.stream, self.group_column = trainer, stream, group_column
-        self.batch_size, self.ranks = batch_size, trainer.args.world_size
+    def __init__(self, trainer: Any, stream: IterableDataset, batch_size: int) -> None:
+        self.trainer, self.stream = trainer, stream
+        self.batch_size, self.ranks, self.dropped = batch_size, trainer.args.world_size, {*trainer.fact_columns}
         step = batch_size * self.ranks
         self.size = max(2 * step, (trainer.args.planning_window or WINDOW_ROWS) // step * step)
         self.passes, self.began_at, self.exhausted = 0, 0, False
@@ -158,8 +158,8 @@ class StreamFeed:
         self.passes += 1
 
     def _plain(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row without the group column, which the host would embed as a text."""
-        return {name: value for name, value in row.items() if name != self.group_column}
+        """A row without the columns of facts, which the host would embed as texts."""
+        return {name: value for name, value in row.items() if name not in self.dropped}
 
     def _hold(self, window: Window, order: np.ndarray | None) -> Held:
         """A window with its order, a new one if there is none, in place of those that were drawn."""
@@ -181,15 +181,13 @@ class StreamFeed:
 
     def look_at(self, window: Window) -> None:
         """Makes a window what the trainer trains on, for all that it asks of rows; not one of less than a batch."""
-        dataset, groups = window.dataset, None
-        if self.group_column is not None:
-            groups = read_groups(dataset, self.group_column)[""]
-            dataset = without_column(dataset, self.group_column)
+        args, dataset = self.trainer.args, window.dataset
+        facts = read_row_facts(dataset, *self.trainer.given_columns)[""]
         if len(dataset) >= self.batch_size:
-            args = self.trainer.args
             key = [args.seed if args.data_seed is None else args.data_seed, self.passes, window.number]
             seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-            self.trainer.take_window(dataset, groups, self.batch_size, seed)
+            dataset = without_columns(dataset, self.dropped)
+            self.trainer.take_window(dataset, facts, self.batch_size, seed)
 
     def _plan(self, window: Window) -> np.ndarray:
         """(m,) order of a window's rows: batches, planned if a plan is due, and what fills none."""
