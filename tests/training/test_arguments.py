@@ -30,7 +30,7 @@ OTHER: dict[str, Any] = {
     "planner": "partition", "planner_options": {"clusters_per_batch": 4}, "planner_columns": {"one": ["b", "a"]},
     "replan_steps": 0.25, "planner_warmup_steps": 7, "planner_cooldown_steps": 0.25, "embedding_batch_size": 33, "embedding_source": "harvest",
     "first_plan": "encode", "embedding_max_age": 100, "embedding_budget": 50, "embedding_dtype": "float16",
-    "embedding_storage": "disk", "group_column": "image", "cluster_schedule": "curriculum",
+    "embedding_storage": "disk", "group_column": "image", "positives_column": "answers", "cluster_schedule": "curriculum",
     "shuffle_planned_batches": False, "projection_dimensions": 128, "planner_view": ["model", "some/model"],
     "planner_margin": 0.9, "planner_reference": "other/model",
 }  # fmt: skip
