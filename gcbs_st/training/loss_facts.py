@@ -13,8 +13,8 @@ from gcbs_st.losses.guarded import Guarded
 
 SCALE = 20.0
 
-# The host's losses that score each row by itself, or against a target or label of its own: which rows share a batch
-# makes no difference to what they teach. By name, since not every version of the host has all of them; classes
+# The losses, the host's and one of ours, that score each row by itself, or against a target, label or negatives of its
+# own: which rows share a batch makes no difference to what they teach. By name, since not every version of the host has all of them; classes
 # derived from these count as they do.
 WITHOUT_IN_BATCH_NEGATIVES = frozenset({
     "AnglELoss",
@@ -35,6 +35,7 @@ WITHOUT_IN_BATCH_NEGATIVES = frozenset({
     "MultiVectorDistillKLDivLoss",
     "MultiVectorMarginMSELoss",
     "OnlineContrastiveLoss",
+    "OwnNegativesRankingLoss",
     "SoftmaxLoss",
     "TripletLoss",
 })  # fmt: skip
