@@ -15,6 +15,8 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.base.training_args import BaseTrainingArguments
 
+from gcbs_st.batches.weighted import EXPECTED as EXPECTED_WEIGHTS
+from gcbs_st.batches.weighted import are_weights
 from gcbs_st.planners import Planner, make_planner
 from gcbs_st.planners.base import abilities_of
 from gcbs_st.training.hardness import EXPECTED as EXPECTED_HARDNESS
@@ -50,6 +52,7 @@ FIELDS_IN_JSON = {
     "planner_columns": _EXPECTED_COLUMNS,
     "planner_view": _EXPECTED_VIEW,
     "planner_hardness": EXPECTED_HARDNESS,
+    "dataset_weights": EXPECTED_WEIGHTS,
 }
 _NO_DUPLICATES = ("NO_DUPLICATES", "NO_DUPLICATES_HASHED")
 _NUMBERS = (
@@ -61,6 +64,7 @@ _NUMBERS = (
     "embedding_max_age",
     "embedding_budget",
     "planner_margin",
+    "sub_batches",
 )
 
 
@@ -151,6 +155,14 @@ class PlanningArguments(_Host):
         planner_reference: a model, as in `planner_view`, whose scores `planner_margin` goes by. None for those that are
             planned on.
         shuffle_planned_batches: draw the batches of a plan in random order, not side by side.
+        dataset_weights: of several datasets, the share of the steps that each gets. A number a, 0 or more: proportional to
+            n ** a, where n are the steps of one pass over a dataset (1 as many as it has, 0 the same for all). A mapping of
+            each dataset's name to a weight of 0 or more: proportional to that. An epoch has as many steps as all datasets
+            have together, and each has its share of them to within a step, in random order; a dataset with more than one
+            pass starts over, shuffled and planned anew. None leaves the mixing to `multi_dataset_batch_sampler`.
+        sub_batches: of several datasets, how many sub-batches a batch is made of, each of one dataset and
+            per_device_train_batch_size / sub_batches rows, composed as a batch of its own and scored by its dataset's
+            loss; the loss of the batch is their mean. 1: a batch is of one dataset.
 
     Raises:
         ValueError: a value out of its range, an unknown planner or option, or a batch sampler that planning replaces.
@@ -234,6 +246,13 @@ class PlanningArguments(_Host):
         default=None, metadata={"help": "Model whose scores planner_margin goes by; default: those planned on."}
     )
     shuffle_planned_batches: bool = field(default=True, metadata={"help": "Draw a plan's batches in random order."})
+    dataset_weights: Union[str, None, float, dict[str, float]] = field(  # noqa: UP007 - as above
+        default=None,
+        metadata={"help": "Shares of several datasets: the power of their sizes, or JSON of name to weight."},
+    )
+    sub_batches: int = field(
+        default=1, metadata={"help": "Of several datasets: sub-batches of one each that a batch is made of."}
+    )
 
     def __post_init__(self) -> None:
         """Checks the fields, after the host has checked its own."""
@@ -283,6 +302,7 @@ class PlanningArguments(_Host):
         self._check_embedding()
         if not isinstance(self.planner_options, (dict, type(None))):
             raise ValueError(f"planner_options: got {self.planner_options!r}, expected a mapping of option to value.")
+        self._check_datasets()
         self._check_columns()
         self._check_views()
         self._check_hardness()
@@ -296,6 +316,24 @@ class PlanningArguments(_Host):
                     " It stands in quotes, which make it a text: leave them out." if isinstance(value, str) else ""
                 )
                 raise ValueError(f"{name}: got {value!r}, expected a number.{quoted}")
+
+    def _check_datasets(self) -> None:
+        """Checks how several datasets are mixed; which there are is for the trainer to check."""
+        given: Any = self.dataset_weights
+        if given is not None and not are_weights(given):
+            raise ValueError(f"dataset_weights: got {given!r}, expected {EXPECTED_WEIGHTS}.")
+        mixer = getattr(self.multi_dataset_batch_sampler, "name", repr(self.multi_dataset_batch_sampler))
+        if given is not None and mixer != "PROPORTIONAL":
+            raise ValueError(
+                f"dataset_weights: got {given!r} together with multi_dataset_batch_sampler={mixer.lower()}, which says "
+                "otherwise how many batches of each dataset are drawn. Leave one of the two out."
+            )
+        rows, parts = self.train_batch_size, self.sub_batches
+        if not isinstance(parts, int) or parts < 1 or rows % parts or (parts > 1 and rows == parts):
+            raise ValueError(
+                f"sub_batches: got {parts}, expected a divisor of the {rows} rows of per_device_train_batch_size that leaves "
+                "each sub-batch two rows or more: the rows of a sub-batch are each other's negatives."
+            )
 
     def _check_columns(self) -> None:
         if self.positives_column is not None and self.positives_column == self.group_column:

@@ -17,11 +17,12 @@ from torch.utils.data import BatchSampler, ConcatDataset, DataLoader
 from gcbs_st.batches.sampler import PlannedBatchSampler
 from gcbs_st.batches.shared_values import SharedValues
 from gcbs_st.batches.steps import StepBatches, WholeSteps
+from gcbs_st.batches.weighted import WeightedBatches, shares_of
 from gcbs_st.rows.columns import text_names
 from gcbs_st.rows.training_set import RowFacts, fingerprint, parts_of, read_row_facts, require_rows, without_columns
 from gcbs_st.training.arguments import PlanningArguments
 from gcbs_st.training.loss_facts import contrasts_rows, gathers_negatives, masks_by_identity, name_loss
-from gcbs_st.training.refusals import refuse_sampler, refuse_stream, refuse_unsupported
+from gcbs_st.training.refusals import refuse_mixing, refuse_sampler, refuse_stream, refuse_unsupported
 from gcbs_st.training.stream import PlannedStream, StreamFeed
 
 # Beside any of the host's trainers; which one is for the concrete classes to say.
@@ -48,6 +49,7 @@ class PlannedLoading(_Host):
         self.planned_samplers: dict[str, PlannedBatchSampler] = {}
         self._building_train_loader = False
         self._mixer: BatchSampler | None = None
+        self._weighted: WeightedBatches | None = None  # of the mixer
         self._loader_length = 0
         # Of groups and of listed positives, as they are when the trainer is made.
         self.given_columns: tuple[str | None, str | None] = (
@@ -140,6 +142,7 @@ class PlannedLoading(_Host):
         if self.train_dataset is None:
             return
         names = parts_of(self.train_dataset)
+        refuse_mixing(self.args, list(names), self._stream is not None)
         if any(contrasts_rows(self.loss_of(name)) for name in names):
             require_rows(self.train_dataset)
             refuse_sampler(self.args)
@@ -166,7 +169,7 @@ class PlannedLoading(_Host):
         Only this loader's batches are planned: the same dataset may also be the one that is evaluated.
         """
         self.refuse_unplannable()
-        self.planned_samplers, self._mixer = {}, None
+        self.planned_samplers, self._mixer, self._weighted = {}, None, None
         self._building_train_loader, given = True, self._train_dataset
         if self._stream is not None and self._contrasts(""):
             self._train_dataset = self._planned_stream()
@@ -174,7 +177,7 @@ class PlannedLoading(_Host):
             loader = super().get_train_dataloader()
         finally:
             self._building_train_loader, self._train_dataset = False, given
-        if self.planned_samplers:
+        if self.planned_samplers or self._mixer is not None:
             # Each start of its workers draws their seed, by default from the global numbers that dropout draws from
             # too. Persistent workers start once in a run, but again in a resumed one, whose dropout would then differ.
             getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
@@ -219,6 +222,9 @@ class PlannedLoading(_Host):
         name = self._name_of(dataset)
         # The host halves only this one when it runs out of memory, and builds its loader from the other.
         size = self._train_batch_size if self.args.auto_find_batch_size else batch_size
+        if name is not None and self.args.sub_batches > 1:
+            size = batch_size = self.sub_batch_size
+            drop_last = True  # a batch is cut into sub-batches of this size
         if name is None or not self._is_planned(name, dataset, size):
             return super().get_batch_sampler(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
         shared = self._rows_apart(name, dataset, valid_label_columns or [])
@@ -228,7 +234,7 @@ class PlannedLoading(_Host):
             drop_last,
             valid_label_columns,
             generator,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            seed=self._data_seed,
             shared_values=shared,
             contrast_size=self._contrasted(name, size),
         )
@@ -243,21 +249,59 @@ class PlannedLoading(_Host):
         generator: torch.Generator | None = None,
         seed: int | None = 0,
     ) -> BatchSampler:
-        """Returns the host's sampler; on several ranks the batches of one training step are of one dataset."""
-        ranks = self.args.world_size
-        if not self._building_train_loader or not self.planned_samplers:
+        """Returns the host's sampler, or one by weights; on several ranks the batches of one step are of one dataset.
+
+        With sub-batches all ranks' batches are of the same datasets, too.
+        """
+        ranks, weights, parts = self.args.world_size, self.args.dataset_weights, self.args.sub_batches
+        ours = bool(self.planned_samplers) or weights is not None or parts > 1
+        if not self._building_train_loader or not ours:
             return super().get_multi_dataset_batch_sampler(dataset, batch_samplers, generator, seed)
-        if ranks == 1:
-            self._mixer = super().get_multi_dataset_batch_sampler(dataset, batch_samplers, generator, seed)
-        else:
-            whole: list[BatchSampler] = [WholeSteps(batches, ranks) for batches in batch_samplers]
+        whole: list[BatchSampler] = list(batch_samplers)
+        if ranks > 1:
+            whole = [WholeSteps(batches, ranks) for batches in batch_samplers]
+        if weights is None:
             steps = super().get_multi_dataset_batch_sampler(dataset, whole, generator, seed)
-            self._mixer = StepBatches(steps, batch_samplers[0].batch_size, ranks)
+        else:
+            steps = self._weighted = self._weigh(whole, weights, generator)
+        is_dealt = ranks == 1 and parts == 1
+        self._mixer = steps if is_dealt else StepBatches(steps, batch_samplers[0].batch_size, ranks, parts)
         return self._mixer
+
+    def _weigh(self, samplers: list[BatchSampler], weights: Any, generator: torch.Generator | None) -> WeightedBatches:
+        parts = parts_of(self.train_dataset)
+        shares = shares_of(weights, dict(zip(parts, map(len, samplers), strict=True)))
+        return WeightedBatches([*map(len, parts.values())], samplers, shares, self._data_seed, generator)
+
+    @property
+    def _data_seed(self) -> int:
+        """What orders of rows are drawn from."""
+        seed: int = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return seed
+
+    @property
+    def sub_batch_size(self) -> int:
+        """The rows of a sub-batch; a ValueError where the host has halved a batch until it cannot be made of them."""
+        rows = self._train_batch_size if self.args.auto_find_batch_size else self.args.train_batch_size
+        parts = self.args.sub_batches
+        if parts > 1 and (rows % parts or rows == parts):
+            raise ValueError(
+                f"sub_batches: got {parts} for batches of {rows}, expected a divisor that leaves two rows each."
+            )
+        return int(rows // parts)
+
+    def steps_by_dataset(self, batches: int) -> dict[str, float]:
+        """Returns the share of an epoch's first `batches` batches that each dataset had; empty without weights."""
+        if self._weighted is None:
+            return {}
+        shares = self._weighted.shares_until(batches * self.args.sub_batches)
+        return dict(zip(parts_of(self.train_dataset), shares.tolist(), strict=True))
 
     def _mix_for_epoch(self, epoch: int) -> None:
         """Tells the sampler that mixes several datasets the epoch; the host's own call may not arrive in a resumed run."""
-        if self._mixer is not None and hasattr(self._mixer, "set_epoch"):
+        if self._weighted is not None:
+            self._weighted.begin_epoch(epoch)
+        elif self._mixer is not None and hasattr(self._mixer, "set_epoch"):
             self._mixer.set_epoch(epoch)
 
     def _name_of(self, dataset: Dataset) -> str | None:
@@ -288,6 +332,9 @@ class PlannedLoading(_Host):
         return False
 
     def _is_planned(self, name: str, dataset: Dataset, batch_size: int) -> bool:
+        weights = self.args.dataset_weights
+        if isinstance(weights, Mapping) and weights[name] == 0:
+            return False  # never drawn
         of = f" {name!r}" if name else ""
         if not self._contrasts(name):
             return False

@@ -29,6 +29,7 @@ from gcbs_st.planners.base import abilities_of, configured, order_checked_rows
 from gcbs_st.ranks import wait_for_all
 from gcbs_st.rows.columns import TextColumn, has_one_text, text_names
 from gcbs_st.rows.row_ids import ROWS_KEY, number_rows
+from gcbs_st.rows.sub_batches import SUB_BATCHES_KEY, cut_batches
 from gcbs_st.rows.training_set import RowFacts, parts_of, require_rows
 from gcbs_st.training.arguments import PlanningArguments
 from gcbs_st.training.loading import PlannedLoading
@@ -81,7 +82,8 @@ class PlannedTraining(PlannedLoading):
         self.refuse_unplannable()
         self.replanner = Replanner(self)
         calls = (self._begin_training, self._begin_epoch, self._replan_tails, self._steps_an_epoch)
-        self.add_callback(ReplanCallback(*calls))
+        self._calendar = ReplanCallback(*calls, self.replanner.plan_next_passes)
+        self.add_callback(self._calendar)
         self.add_callback(MethodCallback(self))
 
     # ---------------------------------------------------------------- for users to override
@@ -116,6 +118,8 @@ class PlannedTraining(PlannedLoading):
         """Returns the host's loader over samplers of ours; its batches carry the ids of their rows if anybody asks."""
         self._renew_planner()
         loader = super().get_train_dataloader()
+        if self.args.sub_batches > 1:
+            cut_batches(loader, self.sub_batch_size)
         harvests = self.args.embedding_source == "harvest" and self.planned_samplers
         if harvests or find_row_losses(self.loss) or find_identity_losses(self.loss):
             number_rows(loader)
@@ -167,8 +171,18 @@ class PlannedTraining(PlannedLoading):
             return super()._prepare_for_training(*args, **kwargs)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Computes the loss as the host does, tells it which rows it sees if it asks, and harvests their embeddings."""
-        rows = inputs.pop(ROWS_KEY, None)
+        """Computes the loss as the host does, tells it which rows it sees if it asks, and harvests their embeddings.
+
+        That of a batch made of sub-batches is the mean of theirs, each computed as if it were the batch.
+        """
+        rows, parts = inputs.pop(ROWS_KEY, None), inputs.pop(SUB_BATCHES_KEY, None)
+        if parts is not None:
+            numbered = [{}] * len(parts) if rows is None else [{ROWS_KEY: ids} for ids in np.split(rows, len(parts))]
+            losses = [
+                self.compute_loss(model, {**part, **ids}, *args, **kwargs)
+                for part, ids in zip(parts, numbered, strict=True)
+            ]
+            return sum(losses) / len(losses)  # of as many rows each
         if rows is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
         with self.row_memory.watching(rows, self.state.global_step):
@@ -225,13 +239,16 @@ class PlannedTraining(PlannedLoading):
             self._saves_checkpoint = False
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Logs as the host does; with the loss the shares of negatives that a guard masked, at the end the plans' time."""
+        """Logs as the host does; with the loss what guards masked and the steps of weighted datasets, at the end the plans' time."""
         masked = getattr(self.loss, "last_masked", None) if "loss" in logs else None
         more = {} if masked is None else {"gcbs/masked": float(masked)}
         if more and find_identity_losses(self.loss):
             more["gcbs/identical"] = float(getattr(self.loss, "last_identical", 0.0))
         if more and self.args.planner == "random":  # of other planners the first plan tells
             self.warn_of_guard(more["gcbs/masked"] - more.get("gcbs/identical", 0.0))
+        if "loss" in logs:
+            done = self._calendar.steps_of_epoch(self.state) * self.args.gradient_accumulation_steps
+            more |= {f"gcbs/{name}/step_share": share for name, share in self.steps_by_dataset(done).items()}
         if "train_runtime" in logs and self.row_memory.source is not None and self.replanner.plans_made:
             more["gcbs/time_share"] = self.time_share()
         super().log({**logs, **more} if more else logs, *args, **kwargs)

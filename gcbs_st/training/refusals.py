@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gcbs_st.embeddings.source import INITIAL
@@ -48,6 +49,29 @@ def refuse_unsupported(trainer: Any) -> None:
     for what, (is_used, why) in reasons.items():
         if is_used:
             raise ValueError(f"{what}: got a run that uses it, expected one without. {why}.")
+
+
+def refuse_mixing(args: Any, names: Sequence[str], is_stream: bool) -> None:
+    """Raises a ValueError for weights and sub-batches of other datasets than there are; one without a name is "".
+
+    `names` are those of the training set, of which there is one if it `is_stream`.
+    """
+    for field, given, nothing in (
+        ("dataset_weights", args.dataset_weights, None),
+        ("sub_batches", args.sub_batches, 1),
+    ):
+        if given != nothing and len(names) < 2:
+            there = "an IterableDataset" if is_stream else f"one dataset{f', {names[0]!r}' if names[0] else ''}"
+            raise ValueError(f"{field}: got {given!r} with {there}, expected a DatasetDict of several. Leave it out.")
+    if isinstance(args.dataset_weights, Mapping):
+        unknown = [name for name in args.dataset_weights if name not in names]
+        missing = [name for name in names if name not in args.dataset_weights]
+        if unknown or missing:
+            what = f"of {unknown[0]!r}" if unknown else f"without {missing[0]!r}"
+            raise ValueError(
+                f"dataset_weights: got weights {what}, expected one for each of the datasets {list(names)}; 0 leaves a dataset "
+                "out."
+            )
 
 
 def refuse_stream(trainer: Any) -> None:

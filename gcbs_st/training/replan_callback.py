@@ -24,16 +24,18 @@ class ReplanCallback(TrainerCallback):
         begin_epoch: Callable[[int, bool], None],
         replan_tail: Callable[[bool], None],
         steps_an_epoch: Callable[[], int],
+        plan_next_passes: Callable[[], None],
     ) -> None:
         """Takes what to call: once per run, at each epoch's start, when a plan is due, and for the steps of an epoch.
 
         `begin_epoch` is given the epoch and whether to plan it, `replan_tail` whether to plan the rows that are not
-        drawn yet.
+        drawn yet. `plan_next_passes` is called at other steps with planned batches, for datasets that start over.
         """
         self._begin_training = begin_training
         self._begin_epoch = begin_epoch
         self._replan_tail = replan_tail
         self._steps_an_epoch = steps_an_epoch
+        self._plan_next_passes = plan_next_passes
         self._epoch: int | None = None
         self._first_step = 0
 
@@ -67,13 +69,20 @@ class ReplanCallback(TrainerCallback):
         interval = self.window_steps(args) or self.interval(args.replan_steps)
         scheduled = step in args.hardness.steps(state.max_steps)
         every = bool(interval) and (step - self._first_step) % interval == 0
-        due = self.plans(args, state) and (warmed_up or scheduled or every)
+        plans = self.plans(args, state)
+        due = plans and (warmed_up or scheduled or every)
         cools = step == args.cooldown_start(state.max_steps) and step > args.planner_warmup_steps
+        # A plan is logged, and the host takes any log for the one that is due at this step.
+        should_log = control.should_log
         if due or cools:
-            # The plan is logged, and the host takes any log for the one that is due at this step.
-            should_log = control.should_log
             self._replan_tail(not cools)
-            control.should_log = should_log
+        elif plans:
+            self._plan_next_passes()
+        control.should_log = should_log
+
+    def steps_of_epoch(self, state: TrainerState) -> int:
+        """Returns how many optimizer steps of the epoch are done."""
+        return state.global_step - self._first_step
 
     @staticmethod
     def plans(args: PlanningArguments, state: TrainerState) -> bool:

@@ -86,17 +86,45 @@ class Replanner:
         return restored
 
     def replan_tails(self, plan: bool = True) -> None:
-        """Plans the rows of all datasets that are not drawn yet."""
-        for index, name in enumerate(self.trainer.planned_samplers):
-            self._replan_tail(name, index, plan)
+        """Plans the rows of all datasets that are not drawn yet; of one that starts over, those of the present pass.
 
-    def _replan_tail(self, name: str, index: int, plan: bool) -> None:
-        """Plans the rows of one dataset that are not drawn yet, in whole steps of all ranks."""
+        And those of passes that are planned already, or that begin before the next step.
+        """
+        for index, (name, sampler) in enumerate(self.trainer.planned_samplers.items()):
+            for number in range(sampler.cursor // sampler.pass_batches, sampler.passes):
+                batches = sampler.batches_of_pass(number)
+                if number >= sampler.passes_planned and batches.start >= sampler.cursor + self._drawn_ahead():
+                    break
+                self._replan_tail(name, index, range(max(batches.start, sampler.cursor), batches.stop), plan)
+                sampler.passes_planned = max(sampler.passes_planned, number + 1)
+
+    def plan_next_passes(self) -> None:
+        """Plans the passes over a dataset's rows that begin before the next step, if they are not planned yet."""
+        if self.trainer.row_memory.source is None or self.trainer.feed is not None:
+            return
+        for index, (name, sampler) in enumerate(self.trainer.planned_samplers.items()):
+            for number in range(sampler.passes_planned, sampler.passes):
+                batches = sampler.batches_of_pass(number)
+                if batches.start >= sampler.cursor + self._drawn_ahead():
+                    break
+                if batches.start >= sampler.cursor:
+                    self._replan_tail(name, index, batches, plan=True)
+                sampler.passes_planned = number + 1
+
+    def _drawn_ahead(self) -> int:
+        """The batches, of all ranks, that the loader may draw until the next plan can be made; its workers draw ahead."""
+        args = self.trainer.args
+        ahead = args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
+        steps: int = args.gradient_accumulation_steps + 1 + ahead
+        return steps * args.world_size * int(args.sub_batches)
+
+    def _replan_tail(self, name: str, index: int, batches: range, plan: bool) -> None:
+        """Plans the rows of one dataset's batches, up to the end of a pass over its rows, in whole steps of all ranks."""
         sampler, ranks = self.trainer.planned_samplers[name], self.trainer.args.world_size
-        start = sampler.cursor
+        start = batches.start
         # The batches that do not fill a step of all ranks are never drawn. They stay at the end as they
         # are, random rows, so that it is not always the end of a plan that is lost.
-        steps = (len(sampler) - start) // ranks
+        steps = len(batches) // ranks
         if self.trainer.window_steps:  # what lies behind the window stays as it is, random rows
             steps = min(steps, self.trainer.window_steps * self.trainer.args.gradient_accumulation_steps)
         if steps * ranks < 2:
@@ -108,11 +136,12 @@ class Replanner:
         size, once = self.trainer.contrast_size(name), able.covers_each_row_once
         cluster_size = self._cluster_size(size) if plan and not self.trainer.leaves_random(name) else 1
         if cluster_size == 1 or not (able.needs_embeddings or self.trainer.plans_differently):
-            new = self._separated(rng.permutation(np.sort(tail[:planned])), name)  # needs no embeddings
+            new = rng.permutation(np.sort(tail[:planned]))  # needs no embeddings
+            new = self._separated(new, tail[:planned], name)
         elif self._only_redeals(sampler, cluster_size, once):
             new = tail[:planned]
             if cluster_size < size:  # otherwise the batches stay, which are apart as far as can be
-                new = self._separated(redeal_clusters(new, cluster_size, size, rng), name)
+                new = self._separated(redeal_clusters(new, cluster_size, size, rng), new, name)
         else:
             # In the order of their ids, so that a plan depends on which rows are left and not on their last order.
             # Where rows recur while others wait there are all of them to choose from, drawn before or not.
@@ -146,6 +175,7 @@ class Replanner:
             once
             and sampler.plan_count > 0
             and not self.trainer.window_steps
+            and sampler.passes == 1  # further ones are random rows
             and sampler.cluster_size == cluster_size
             and self.trainer.source.is_fixed
             and not self.trainer.plans_differently
@@ -192,7 +222,7 @@ class Replanner:
         else:
             # Rows without embeddings fill batches of their own, in the order that they had.
             new = rows[check_order(order, len(rows), repr(planner))]
-            new = self._separated(np.concatenate([new, tail[~np.isin(tail, rows)]]), name)
+            new = self._separated(np.concatenate([new, tail[~np.isin(tail, rows)]]), tail, name)
         quality = self._measure(name, rows, pairs, new, size, against)
         if name not in self._last_parts:  # the first plan of this dataset, whose loss may be its own
             self._check_guard(name, pairs)
@@ -340,16 +370,14 @@ class Replanner:
         args = self.trainer.args
         return plan_with_all(self.trainer.planner, pairs, batch_size, rng, ranks=args.world_size, device=args.device)
 
-    def _separated(self, order: np.ndarray, name: str) -> np.ndarray:
-        """The order with rows that share a text or group apart, as far as can be."""
+    def _separated(self, order: np.ndarray, former: np.ndarray, name: str) -> np.ndarray:
+        """The order with rows that share a text or group apart, as far as can be; `former` is that of the same rows."""
         sampler = self.trainer.planned_samplers[name]
         shared, sizes = sampler.shared_values, (sampler.contrast_size, sampler.batch_size)
         if shared is None:
             return order
         separated = shared.separate_for(order, *sizes)
         # The former batches of these rows, if they were better, and nobody who asks for no duplicates gets any.
-        start = sampler.cursor * sampler.batch_size
-        former = sampler.order[start : start + len(order)]
         if self.trainer.args.no_duplicates and shared.clashes(separated, sizes[1]):
             return separated if shared.clashes(former, sizes[1]) else former.copy()
         return separated

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from gcbs_st import GCBSTrainer
+from gcbs_st.rows.sub_batches import SUB_BATCHES_KEY
 
 
 class TextCollator:
@@ -33,7 +34,8 @@ class Recording:
         self.trained: list[tuple[int, list[tuple[str, ...]]]] = []
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
-        self.trained.append((self.state.global_step + 1, inputs.pop("texts")))
+        texts = [row for part in inputs.get(SUB_BATCHES_KEY, [inputs]) for row in part.pop("texts")]
+        self.trained.append((self.state.global_step + 1, texts))
         return super().training_step(model, inputs, *args)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -32,7 +32,7 @@ OTHER: dict[str, Any] = {
     "first_plan": "encode", "embedding_max_age": 100, "embedding_budget": 50, "embedding_dtype": "float16",
     "embedding_storage": "disk", "group_column": "image", "positives_column": "answers", "cluster_schedule": "curriculum",
     "shuffle_planned_batches": False, "projection_dimensions": 128, "planner_view": ["model", "some/model"],
-    "planner_margin": 0.9, "planner_reference": "other/model",
+    "planner_margin": 0.9, "planner_reference": "other/model", "dataset_weights": {"one": 1, "two": 0.5}, "sub_batches": 2,
 }  # fmt: skip
 # Those that do not go with one of the above.
 ALONE: dict[str, Any] = {"planner_hardness": [[0.0, 0.5], [1.0, 1.0]], "planning_window": 4096}
