@@ -66,6 +66,8 @@ def shares_of(weights: float | Mapping[str, float], steps: Mapping[str, int]) ->
     else:
         counts = np.array(list(steps.values()), float)
         given = (counts / counts.max()) ** weights
+    # However little it is, it is not nothing.
+    given = np.where([name in drawn for name in steps], np.maximum(given, np.finfo(float).tiny), 0.0)
     shares: np.ndarray = given / given.sum()
     return shares
 

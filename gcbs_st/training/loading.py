@@ -257,6 +257,7 @@ class PlannedLoading(_Host):
         ours = bool(self.planned_samplers) or weights is not None or parts > 1
         if not self._building_train_loader or not ours:
             return super().get_multi_dataset_batch_sampler(dataset, batch_samplers, generator, seed)
+        self._refuse_short_sub_batches(batch_samplers)
         whole: list[BatchSampler] = list(batch_samplers)
         if ranks > 1:
             whole = [WholeSteps(batches, ranks) for batches in batch_samplers]
@@ -267,6 +268,18 @@ class PlannedLoading(_Host):
         is_dealt = ranks == 1 and parts == 1
         self._mixer = steps if is_dealt else StepBatches(steps, batch_samplers[0].batch_size, ranks, parts)
         return self._mixer
+
+    def _refuse_short_sub_batches(self, samplers: list[BatchSampler]) -> None:
+        """Raises a ValueError for a dataset that fills no sub-batch, of which the host's samplers would draw none."""
+        if self.args.sub_batches == 1:
+            return
+        for name, sampler in zip(parts_of(self.train_dataset), samplers, strict=True):
+            if len(sampler) < self.args.world_size:
+                raise ValueError(
+                    f"sub_batches: got {self.args.sub_batches} with {len(self.train_dataset[name])} rows of {name!r}, expected "
+                    f"enough for {self.args.world_size} full sub-batches of {self.sub_batch_size}: short ones would not count as "
+                    "much. Add rows, or raise sub_batches."
+                )
 
     def _weigh(self, samplers: list[BatchSampler], weights: Any, generator: torch.Generator | None) -> WeightedBatches:
         parts = parts_of(self.train_dataset)

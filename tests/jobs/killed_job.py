@@ -50,6 +50,8 @@ class Settings:
     epochs: int = 3
     replan_steps: int = 3
     save_steps: int = 4
+    dataset_weights: Any = None
+    sub_batches: int = 1
     window: int = 0  # rows of a window of a stream; 0 for rows that can be counted
 
 
@@ -127,6 +129,8 @@ def train(task: Task) -> None:
         max_steps=settings.epochs * settings.rows_a_rank // settings.batch_size if settings.window else -1,
         batch_sampler="no_duplicates" if settings.no_duplicates else "batch_sampler",
         multi_dataset_batch_sampler=settings.datasets or "proportional",
+        dataset_weights=settings.dataset_weights,
+        sub_batches=settings.sub_batches,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulation,
         num_train_epochs=settings.epochs,

@@ -39,6 +39,8 @@ from killed_job import LOSSES, Settings, Task
 from killed_run import Run
 
 SEVERAL_WORKERS = {"workers": 2, "persistent": True, "accumulation": 2}
+# The first starts over in each epoch, three times.
+BY_WEIGHTS: dict[str, Any] = {"datasets": "proportional", "dataset_weights": {"first": 4, "second": 1}}
 NAMED = {
     "1 process": Settings(),
     "1 process, workers": Settings(workers=2),
@@ -54,6 +56,9 @@ NAMED = {
     "2 ranks, stream": Settings(ranks=2, window=64),
     "2 datasets, round robin": Settings(datasets="round_robin"),
     "2 datasets, proportional": Settings(datasets="proportional", source="harvest"),
+    "2 datasets by weights, workers": Settings(workers=2, **BY_WEIGHTS),
+    "2 datasets by weights, sub-batches, harvest": Settings(sub_batches=2, source="harvest", **BY_WEIGHTS),
+    "2 ranks, 2 datasets by weights, sub-batches": Settings(ranks=2, sub_batches=2, accumulation=2, **BY_WEIGHTS),
     "2 ranks, 2 datasets, round robin": Settings(ranks=2, datasets="round_robin", source="harvest"),
     "2 ranks, 2 datasets, proportional": Settings(ranks=2, datasets="proportional"),
 }
