@@ -22,7 +22,13 @@ from gcbs_st.rows.columns import text_names
 from gcbs_st.rows.training_set import RowFacts, fingerprint, parts_of, read_row_facts, require_rows, without_columns
 from gcbs_st.training.arguments import PlanningArguments
 from gcbs_st.training.loss_facts import contrasts_rows, gathers_negatives, masks_by_identity, name_loss
-from gcbs_st.training.refusals import refuse_mixing, refuse_sampler, refuse_stream, refuse_unsupported
+from gcbs_st.training.refusals import (
+    refuse_mixing,
+    refuse_sampler,
+    refuse_stream,
+    refuse_sub_batches,
+    refuse_unsupported,
+)
 from gcbs_st.training.stream import PlannedStream, StreamFeed
 
 # Beside any of the host's trainers; which one is for the concrete classes to say.
@@ -143,6 +149,7 @@ class PlannedLoading(_Host):
             return
         names = parts_of(self.train_dataset)
         refuse_mixing(self.args, list(names), self._stream is not None)
+        refuse_sub_batches(self)
         if any(contrasts_rows(self.loss_of(name)) for name in names):
             require_rows(self.train_dataset)
             refuse_sampler(self.args)

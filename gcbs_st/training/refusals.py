@@ -8,6 +8,7 @@ from typing import Any
 from gcbs_st.embeddings.source import INITIAL
 from gcbs_st.planners import name_of
 from gcbs_st.planners.base import abilities_of
+from gcbs_st.training.loss_facts import unwrapped
 from gcbs_st.training.loss_states import find_identity_losses, find_row_losses
 from gcbs_st.training.sharding import fsdp_version, is_sharded, is_zero_3
 
@@ -72,6 +73,21 @@ def refuse_mixing(args: Any, names: Sequence[str], is_stream: bool) -> None:
                 f"dataset_weights: got weights {what}, expected one for each of the datasets {list(names)}; 0 leaves a dataset "
                 "out."
             )
+
+
+def refuse_sub_batches(trainer: Any) -> None:
+    """Raises a ValueError for a loss that keeps one pass until it is trained, where a batch takes several.
+
+    The cached losses of older hosts: they would train the last sub-batch's gradients in the place of all others'.
+    """
+    losses = trainer.loss.values() if isinstance(trainer.loss, dict) else [trainer.loss]
+    kept = [layer for loss in losses for layer in unwrapped(loss) if "cache" in vars(layer)]
+    if trainer.args.sub_batches > 1 and kept:
+        raise ValueError(
+            f"sub_batches: got {trainer.args.sub_batches} with {type(kept[0]).__name__}, which keeps the gradients of one "
+            "pass only. Use sentence-transformers 6.2 or newer, whose cached losses keep those of each, or a loss that is not "
+            "cached."
+        )
 
 
 def refuse_stream(trainer: Any) -> None:

@@ -110,6 +110,11 @@ CASES = [
         "two datasets, proportional",
         rows=two_sets, check=counts((22, 10), (10, 4)), quick=True, **PROPORTIONAL_STEPS,
     ),
+    Case(
+        "two datasets by weights, the smaller starts over (`dataset_weights`)",
+        rows=two_sets, check=counts((16, 8), (16, 6)), repeats=True, steps=(32, 14), save_at=(22, 10),
+        arguments={"dataset_weights": {"first": 1, "second": 1}},
+    ),
     Case("a dict of datasets", rows=lambda: dict(two_sets()), check=both_sets, **PROPORTIONAL_STEPS),
     Case(
         "a prompt for all texts",

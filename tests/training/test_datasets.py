@@ -13,8 +13,13 @@ from conftest import make_pairs, make_static_model
 from datasets import Dataset, DatasetDict
 from datasets_job import BATCH, PROMPTS, RATE, WEIGHTS, losses_of, run, three_sets, told, work
 from forked_ranks import run_ranks
-from sentence_transformers import SentenceTransformerTrainer
-from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss, MultipleNegativesRankingLoss
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.losses import (
+    CachedMultipleNegativesRankingLoss,
+    CosineSimilarityLoss,
+    MatryoshkaLoss,
+    MultipleNegativesRankingLoss,
+)
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
 
@@ -96,6 +101,8 @@ def test_it_trains_what_a_loop_of_a_few_lines_trains(tmp_path, accumulation, par
         -(-len(part) // size) if name == "own" and parts == 1 else len(part) // size for name, part in rows.items()
     )
     assert 2 * (an_epoch // parts) == len(batches)
+    names = [[name for name, _ in batch] for batch in batches]
+    assert names[: len(names) // 2] != names[len(names) // 2 :], "the epochs have one order"
     for epoch in (0, 1):
         of_epoch = batches[epoch * len(batches) // 2 : (epoch + 1) * len(batches) // 2]
         drawn = [part for batch in of_epoch for part in batch]
@@ -250,7 +257,52 @@ def test_without_weights_the_hosts_samplers_are_the_hosts(tmp_path, sampler):
     assert torch.equal(*hashes)
 
 
+def test_cached_losses_train_each_sub_batch(bert_folder, tmp_path):
+    """Their gradients are those of the plain loss, although all sub-batches pass before any gradient is computed."""
+    gradients = []
+    for kind in (MultipleNegativesRankingLoss, CachedMultipleNegativesRankingLoss):
+        model = SentenceTransformer(bert_folder, device="cpu")
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        args = GCBSTrainingArguments(
+            str(tmp_path), per_device_train_batch_size=BATCH, sub_batches=2, dataset_weights=0, max_steps=1, optim="sgd",
+            learning_rate=1.0, lr_scheduler_type="constant", max_grad_norm=0.0, save_strategy="no", report_to="none",
+            disable_tqdm=True, use_cpu=True, planner="random",
+        )  # fmt: skip
+        loss = kind(model) if kind is MultipleNegativesRankingLoss else kind(model, mini_batch_size=2)
+        rows = DatasetDict(first=make_pairs(40), second=make_pairs(40, seed=5))
+        if "cache" in vars(loss):
+            pytest.skip("this host's cached losses keep one pass, and are refused")
+        before = torch.cat([one.detach().ravel().clone() for one in model.parameters()])
+        GCBSTrainer(model, args, rows, loss=loss).train()
+        gradients.append(before - torch.cat([one.detach().ravel() for one in model.parameters()]))
+    assert gradients[0].abs().max() > 1e-3
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
 # ---------------------------------------------------------------- what is refused
+
+
+class KeepsOnePass(MultipleNegativesRankingLoss):
+    """As the cached losses before sentence-transformers 6.2."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.cache = None
+
+
+@pytest.mark.parametrize("wrap", [KeepsOnePass, lambda model: MatryoshkaLoss(model, KeepsOnePass(model), [16, 8])])
+def test_losses_that_keep_one_pass(tmp_path, wrap):
+    """Would train the gradients of the last sub-batch alone; without sub-batches nothing is wrong with them."""
+    rows = DatasetDict(first=make_pairs(16), second=make_pairs(16, seed=5))
+    with pytest.raises(
+        ValueError, match="^sub_batches: got 2 with KeepsOnePass, which keeps the gradients of one pass"
+    ):
+        run(tmp_path, rows=rows, loss=wrap, sub_batches=2)
+    with pytest.raises(ValueError, match="^sub_batches: got 2 with KeepsOnePass"):
+        run(tmp_path, rows=rows, loss=lambda model: {"first": wrap(model), "second": wrap(model)}, sub_batches=2)
+    assert 2 == run(tmp_path, rows=rows, loss=wrap, dataset_weights=1, max_steps=2).state.global_step
 
 
 @pytest.mark.parametrize(
