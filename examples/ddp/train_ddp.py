@@ -16,9 +16,9 @@ import torch
 from datasets import load_dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
-from gcbs_st.losses import GuardedMultipleNegativesRankingLoss
 
 sys.path.append(str(Path(__file__).parents[1]))
 import smoke  # examples/smoke.py, for --smoke alone
@@ -50,7 +50,7 @@ def main() -> None:
 
     # 3. Define the loss. With gather_across_devices each row meets the rows of all processes: two processes of 64 rows are
     # one batch of 128, and are planned as such. Without it each process has a batch of its own.
-    loss = GuardedMultipleNegativesRankingLoss(model, margin=0.95, gather_across_devices=True)
+    loss = MultipleNegativesRankingLoss(model, gather_across_devices=True)
 
     # 4. Define the training arguments; per_device_train_batch_size is that of one process
     args = GCBSTrainingArguments(

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from datasets import load_dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
-from gcbs_st.losses import GuardedMultipleNegativesRankingLoss
 from gcbs_st.planners import make_planner, register
 from gcbs_st.planners.quality import plan_quality
 
@@ -87,7 +87,7 @@ def main() -> None:
 
     # 2. Load the model and define the loss
     model = SentenceTransformer(options.model)
-    loss = GuardedMultipleNegativesRankingLoss(model, margin=0.95)
+    loss = MultipleNegativesRankingLoss(model)
 
     # 3. Define the training arguments. A planner goes by its registered name, with its options, or as an object:
     # planner=GreedyNeighboursPlanner(easy_share=0.25). The trainer checks that its order holds each row once.

@@ -55,21 +55,22 @@ def main() -> None:
     # 2. Load the model
     model = SentenceTransformer(options.model)
 
-    # 3. Define a loss for each dataset, by its name. The guarded loss ignores in-batch negatives that look like positives:
-    # many questions are asked more than twice. Scored pairs have no in-batch negatives, so nothing can be planned for them;
-    # they are trained exactly as the host trains them, and one warning says so.
+    # 3. Define a loss for each dataset, by its name. With mask_by_identity rows that share a text are no negatives of
+    # each other, wherever they stand: many questions are asked more than twice. Scored pairs have no in-batch negatives, so
+    # nothing can be planned for them; they are trained exactly as the host trains them, and one warning says so.
     losses = {
         "nli": MultipleNegativesRankingLoss(model),
-        "questions": GuardedMultipleNegativesRankingLoss(model, margin=0.95),
+        "questions": GuardedMultipleNegativesRankingLoss(model, margin=None, mask_by_identity=True),
         "sts": CoSENTLoss(model),
     }
 
-    # 4. Define the training arguments. Each step draws a batch of one dataset; multi_dataset_batch_sampler says of which, as
-    # in the host: "proportional" to their sizes, or "round_robin" until the smallest is used up.
+    # 4. Define the training arguments. Each step draws a batch of one dataset; dataset_weights says of which: 1 in proportion
+    # to their sizes, 0 all alike, 0.5 in between, or {"nli": 2, "questions": 1, "sts": 1}. Without it
+    # multi_dataset_batch_sampler decides, as in the host.
     args = GCBSTrainingArguments(
         options.out,
         planner="auto",
-        multi_dataset_batch_sampler="proportional",
+        dataset_weights=0.5,
         num_train_epochs=1,
         per_device_train_batch_size=64,
         per_device_eval_batch_size=64,

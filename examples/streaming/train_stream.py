@@ -16,9 +16,9 @@ import torch
 from datasets import Dataset, load_dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
-from gcbs_st.losses import GuardedMultipleNegativesRankingLoss
 
 sys.path.append(str(Path(__file__).parents[1]))
 import smoke  # examples/smoke.py, for --smoke alone
@@ -52,7 +52,7 @@ def main() -> None:
     model = SentenceTransformer(options.model)
 
     # 3. Define the loss
-    loss = GuardedMultipleNegativesRankingLoss(model, margin=0.95)
+    loss = MultipleNegativesRankingLoss(model)
 
     # 4. Define the training arguments. A stream does not say how long it is, so max_steps says when training ends. A larger
     # window makes harder batches: a batch is composed of the rows of one window.

@@ -17,14 +17,11 @@ from gcbs_st.training.loss_facts import WITHOUT_IN_BATCH_NEGATIVES
 from gcbs_st.training.rule import MASKED_AT_RANDOM, PLANNER
 
 DEFAULT_LOSS = "MultipleNegativesRankingLoss"
-GUARDED = {
-    DEFAULT_LOSS: "GuardedMultipleNegativesRankingLoss",
-    "CachedMultipleNegativesRankingLoss": "CachedGuardedMultipleNegativesRankingLoss",
-}
 # With fewer batches there is little to choose from, and an epoch is over before it teaches anything.
 LEAST_BATCHES = 20
-# Where planned batches hold fewer negatives above the guard, in [0, 1], there is nothing to guard against.
-LEAST_GUARDED = 0.01
+# Of the negatives of planned batches, the share that score above 0.95 of the own positive from which batches are softer.
+MOST_FALSE = 0.05
+SOFTER = 0.5
 # A plan that closes less is no harder than random batches.
 LEAST_CLOSED = 0.05
 
@@ -94,8 +91,11 @@ def recommend(
             "nearer to each other than others, so batches cannot be made harder."
         )
         return keep_random((flat,))
-    name, reason = _choose_loss(facts, loss or DEFAULT_LOSS, figures, static)
+    name = loss or DEFAULT_LOSS
+    hardness, reason = _choose_hardness(facts, figures, static)
     options = ['"out"', 'planner="auto"', f"per_device_train_batch_size={batch_size}"]
+    if hardness < 1:
+        options.append(f"planner_hardness={hardness:g}")
     columns = list(facts.columns)
     if group_column is not None:
         options.append(f'group_column="{group_column}"')
@@ -106,20 +106,20 @@ def recommend(
         if static
         else "its embeddings before training, once: nothing to plan anew"
     )
+    made = f"{name}(model)" if name == DEFAULT_LOSS else f"{name}(model)  # with the options that it has now"
     lines = (
         f"args = GCBSTrainingArguments({', '.join(options)})",
-        f"loss = {name}",
+        f"loss = {made}",
         f"trainer = GCBSTrainer(model, args, dataset.select_columns([{selected}]), loss=loss)",
     )
     why = (
-        f"planner='auto' stands for {PLANNER} at full hardness, planned on {view}. In a sample it closes "
-        f"{planned.closed:.2f} of the gap that random batches leave.",
+        f"planner='auto' stands for {PLANNER}, planned on {view}. In a sample it closes {planned.closed:.2f} of the gap that "
+        "random batches leave, at full hardness.",
         reason,
         "Choose the learning rate anew, on a dev score: half and twice the one that random batches prefer, at least.",
     )
-    loss_class = name.partition("(")[0]
-    module = "gcbs_st" if loss_class in losses.__all__ else "sentence_transformers.sentence_transformer"
-    imports = ("from gcbs_st import GCBSTrainer, GCBSTrainingArguments", f"from {module}.losses import {loss_class}")
+    module = "gcbs_st" if name in losses.__all__ else "sentence_transformers.sentence_transformer"
+    imports = ("from gcbs_st import GCBSTrainer, GCBSTrainingArguments", f"from {module}.losses import {name}")
     return Recommendation(True, lines, imports, why)
 
 
@@ -128,23 +128,20 @@ def keep_random(why: tuple[str, ...]) -> Recommendation:
     return Recommendation(False, (), (), why)
 
 
-def _choose_loss(facts: DatasetFacts, name: str, figures: dict[str, PlanFigures], static: bool) -> tuple[str, str]:
-    """The loss, as it is made, and why it has a guard or none."""
-    planned, at_random = figures[PLANNER], figures["random"]
-    plain = f"{name}(model)"
-    share = f"{100 * at_random.guarded:.1f} % of the negatives of random batches score above 0.95 of the own positive"
-    if name not in GUARDED:
-        return f"{plain}  # with the options that it has now", f"{name} is kept as it is."
+def _choose_hardness(facts: DatasetFacts, figures: dict[str, PlanFigures], static: bool) -> tuple[float, str]:
+    """How hard batches should be, and why."""
+    planned, at_random = figures[PLANNER].guarded, figures["random"].guarded
     if static:
-        return plain, "A static model takes the plain loss: a guard cost it 0.1 to 1 point."
-    if at_random.guarded > MASKED_AT_RANDOM:
-        return plain, f"The plain loss: {share}. Few of these can be false, so this model is no judge yet."
+        return 1.0, "Full hardness: for a static model it changes little."
+    if at_random > MASKED_AT_RANDOM:
+        why = f"{100 * at_random:.0f} % of the negatives of random batches score above 0.95 of the own positive"
+        return 1.0, f"Full hardness, the plain loss: {why}, so this model is no judge of which are false."
     if facts.has_negatives:
-        return plain, "The plain loss: rows have negatives of their own."
-    if planned.guarded < LEAST_GUARDED:
-        return (
-            plain,
-            f"The plain loss: only {100 * planned.guarded:.1f} % of the negatives of planned batches look false.",
-        )
-    guarded = f"{GUARDED[name]}(model, margin=0.95)"
-    return guarded, f"A guarded loss: only {share}, so the model can tell which of the hard negatives are false."
+        return 1.0, "Full hardness, the plain loss: rows have negatives of their own."
+    share = f"{100 * planned:.1f} % of the negatives of planned batches look false"
+    if planned < MOST_FALSE:
+        return 1.0, f"Full hardness: only {share}."
+    return SOFTER, (
+        f"Half as hard: {share}. At full hardness such data gained more STS and found fewer of their own pairs; half as hard "
+        "they gained both. For STS alone: full hardness with GuardedMultipleNegativesRankingLoss(model, margin=0.95)."
+    )

@@ -12,7 +12,18 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from gcbs_st.batches.seating import Holdings, State, Table, clashes, draw_below, is_free, make_table, note, with_room
+from gcbs_st.batches.seating import (
+    Holdings,
+    State,
+    Table,
+    clashes,
+    draw_below,
+    is_free,
+    make_table,
+    note,
+    swap,
+    with_room,
+)
 
 # Pairs of batches that are tried for a row, how many of them are near, and rounds over all rows that meet another.
 _TRIALS, _NEAR_TRIALS, _ROUNDS = 64, 16, 12
@@ -37,17 +48,38 @@ class _Pair(NamedTuple):
 def flip_rows(held: Holdings, state: State, seed: int) -> None:
     """Moves rows that still meet another, in place, as far as chains can; `seed` draws the batches that are tried."""
     random, steps_left = np.array([seed], np.uint64), np.array([_MOST_STEPS])
-    table = make_table(held, state)
+    table, best, fewest = (
+        make_table(held, state),
+        state.batches.copy(),
+        len(state.batches) * state.batches.shape[1] + 1,
+    )
     for _ in range(_ROUNDS):
-        stuck = 0
         for row in state.batches.copy().ravel():
-            if steps_left[0] <= 0:
-                return
-            if not is_free(held, state, table, row):
+            if steps_left[0] > 0 and not is_free(held, state, table, row):
                 table = with_room(held, state, table)
-                stuck += not _free_row(held, state, table, row, random, steps_left)
-        if stuck == 0:
-            return
+                _free_row(held, state, table, row, random, steps_left)
+        meeting = [row for row in state.batches.ravel() if not is_free(held, state, table, row)]
+        improved = len(meeting) < fewest
+        if improved:
+            best, fewest = state.batches.copy(), len(meeting)
+        if fewest == 0 or steps_left[0] <= 0:
+            break
+        if not improved:  # no chain between two batches helps, so rows that meet go anywhere, from where one may
+            for row in meeting:
+                other = state.batches[draw_below(random, len(best)), draw_below(random, best.shape[1])]
+                if state.batch_of[other] != state.batch_of[row]:
+                    table = with_room(held, state, table)
+                    swap(held, state, table, row, other)
+    _take(state, best)
+
+
+@njit(cache=True)
+def _take(state: State, batches: np.ndarray) -> None:
+    """Seats all rows as they were in other batches."""
+    for batch in range(len(batches)):
+        for slot in range(batches.shape[1]):
+            row = batches[batch, slot]
+            state.batches[batch, slot], state.batch_of[row], state.slot_of[row] = row, batch, slot
 
 
 @njit(cache=True)

@@ -40,14 +40,14 @@ def advise_on_plan(  # noqa: PLR0913 - what there is to know of a plan
     """
     of = f" {name!r}" if name else ""
     _on_repeats(trainer, name, of)
-    rows = trainer.planned_samplers[name].rows
-    if (left_out := rows - len(np.unique(order))) > max(size, _MOST_LEFT_OUT * rows) and not trainer.window_steps:
+    left_out = len(order) - len(np.unique(order))
+    if left_out > _MOST_LEFT_OUT * len(order):
         trainer.warn_once(
             f"left out of {name}",
-            "%d of the %d rows of the training set%s are in no batch of this plan: %s draws some rows again instead. With "
+            "%d of %d rows of the training set%s are in no batch of this plan: %s draws others again instead. With "
             "planner_options={'exact_cover': True} it draws each once.",
             left_out,
-            rows,
+            len(order),
             of,
             name_of(trainer.planner),
         )
@@ -69,16 +69,16 @@ def advise_on_plan(  # noqa: PLR0913 - what there is to know of a plan
         trainer.warn_once(
             f"false negatives of {name}",
             "In planned batches of the training set%s %.0f %% of a row's negatives score above its own positive: many of "
-            "them are probably false. %sa transformer may train with GuardedMultipleNegativesRankingLoss; "
-            "planner_hardness=0.5 makes batches softer. gcbs-st advise shows such negatives.",
+            "them are probably false. %splanner_hardness=0.5 leaves most of them in other batches; for STS alone a guarded loss may "
+            "gain more. gcbs-st advise shows such negatives.",
             of,
             100 * share,
-            group or "A",
+            group,
         )
 
 
 def _on_repeats(trainer: Any, name: str, of: str) -> None:
-    shared: SharedValues | None = trainer.planned_samplers[name].shared_values
+    shared: SharedValues | None = trainer.contradicting.get(name)  # also where the loss needs no rows apart
     source = trainer.source.parts.get(name)
     if shared is None or source is None:
         return
@@ -87,8 +87,8 @@ def _on_repeats(trainer: Any, name: str, of: str) -> None:
     if (repeats := shared.count_repeats(len(texts))) > _MOST_REPEATED * rows:
         trainer.warn_once(
             f"repeats of {name}",
-            "%d of the %d rows of the training set%s repeat the texts of an earlier row. They are kept apart and trained, "
-            "which counts them twice: remove them if that is not meant.",
+            "%d of the %d rows of the training set%s repeat the texts of an earlier row. They are trained, "
+            "and count twice: remove them if that is not meant.",
             repeats,
             rows,
             of,

@@ -27,10 +27,10 @@ from gcbs_st.embeddings.views import View, sentence_embedding
 from gcbs_st.planners.algorithms.clusters import clusters_at
 from gcbs_st.planners.base import abilities_of, configured, order_checked_rows
 from gcbs_st.ranks import wait_for_all
-from gcbs_st.rows.columns import TextColumn, has_one_text, text_names
+from gcbs_st.rows.columns import TextColumn, has_one_text
 from gcbs_st.rows.row_ids import ROWS_KEY, number_rows
 from gcbs_st.rows.sub_batches import SUB_BATCHES_KEY, cut_batches
-from gcbs_st.rows.training_set import RowFacts, parts_of, require_rows
+from gcbs_st.rows.training_set import RowFacts, require_rows
 from gcbs_st.training.arguments import PlanningArguments
 from gcbs_st.training.loading import PlannedLoading
 from gcbs_st.training.loss_facts import contrasts_rows
@@ -310,10 +310,8 @@ class PlannedTraining(PlannedLoading):
         if self.args.views != [AUTO] or self.train_dataset is None:
             return None
         if self.args.embedding_source == "harvest":  # which has no other view
-            return Setting("model", None, "harvested embeddings are the model's own")
-        labels = self.data_collator.valid_label_columns
-        texts = max(len(text_names(dataset, labels)) for dataset in parts_of(self.train_dataset).values())
-        return supported_setting(self.model, has_negatives=texts > 2)
+            return Setting("model", "harvested embeddings are the model's own")
+        return supported_setting(self.model)
 
     @property
     def views(self) -> list[Any]:

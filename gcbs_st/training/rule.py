@@ -19,31 +19,25 @@ MASKED_AT_RANDOM = 0.05
 
 @dataclass(frozen=True)
 class Setting:
-    """Whose embeddings are planned on, and what the loss should mask. Batches are as hard as the planner makes them."""
+    """Whose embeddings are planned on. Batches are as hard as the planner makes them, and the loss is the plain one."""
 
     view: str  # "initial" or "model"
-    # Of a guarded loss, if the model is a judge at all (see `MASKED_AT_RANDOM`); None for the plain one.
-    margin: float | None
     why: str
 
     def __str__(self) -> str:
         """The setting as the log says it."""
-        guard = "the plain loss"
-        if self.margin is not None:
-            guard = f"a loss guarded at {self.margin:g} for a model that was trained on pairs before, the plain one for a raw encoder"
-        return f"the view {self.view!r} and {guard}: {self.why}"
+        return f"the view {self.view!r}: {self.why}"
 
 
-def supported_setting(model: Any, *, has_negatives: bool) -> Setting:
-    """Returns the setting for a model, whose rows have negatives of their own or have not.
+def supported_setting(model: Any) -> Setting:
+    """Returns the setting for a model.
 
-    >>> supported_setting(object(), has_negatives=True).view
+    >>> supported_setting(object()).view
     'initial'
     """
     if is_static(model):
-        return Setting("model", None, "a static model learns from what it takes for alike itself, each epoch anew")
-    why = "what a transformer takes for alike once it is trained means alike too often"
-    return Setting("initial", None if has_negatives else 0.95, why)
+        return Setting("model", "a static model learns from what it takes for alike itself, each epoch anew")
+    return Setting("initial", "what a transformer takes for alike once it is trained means alike too often")
 
 
 def is_static(model: Any) -> bool:

@@ -30,35 +30,42 @@ def test_the_lines_are_a_script():
     found = advise(group_column="image")
     assert found.use
     assert found.lines == (
-        'args = GCBSTrainingArguments("out", planner="auto", per_device_train_batch_size=8, group_column="image")',
-        "loss = GuardedMultipleNegativesRankingLoss(model, margin=0.95)",
+        'args = GCBSTrainingArguments("out", planner="auto", per_device_train_batch_size=8, planner_hardness=0.5, '
+        'group_column="image")',
+        "loss = MultipleNegativesRankingLoss(model)",
         'trainer = GCBSTrainer(model, args, dataset.select_columns(["anchor", "positive", "image"]), loss=loss)',
     )
     scope = {}
     exec("\n".join(found.imports), scope)
-    assert {"GCBSTrainer", "GCBSTrainingArguments", "GuardedMultipleNegativesRankingLoss"} <= scope.keys()
+    assert {"GCBSTrainer", "GCBSTrainingArguments", "MultipleNegativesRankingLoss"} <= scope.keys()
 
 
 @pytest.mark.parametrize(
-    ("changes", "loss"),
+    ("changes", "softer"),
     [
-        ({}, "GuardedMultipleNegativesRankingLoss(model, margin=0.95)"),
-        (
-            {"loss": "CachedMultipleNegativesRankingLoss"},
-            "CachedGuardedMultipleNegativesRankingLoss(model, margin=0.95)",
-        ),
-        ({"static": True}, "MultipleNegativesRankingLoss(model)"),
-        ({"of": figures(at_random=0.3)}, "MultipleNegativesRankingLoss(model)"),  # a raw encoder is no judge
-        ({"of": figures(planned=0.003)}, "MultipleNegativesRankingLoss(model)"),  # there is nothing to judge
-        ({"facts": dataclasses.replace(FACTS, columns=("a", "b", "c"))}, "MultipleNegativesRankingLoss(model)"),
-        ({"loss": "GISTEmbedLoss"}, "GISTEmbedLoss(model)  # with the options that it has now"),
+        ({}, True),
+        ({"static": True}, False),
+        ({"of": figures(at_random=0.3)}, False),  # a raw encoder is no judge
+        ({"of": figures(planned=0.049)}, False),  # there is little to judge
+        ({"of": figures(planned=0.05)}, True),
+        ({"facts": dataclasses.replace(FACTS, columns=("a", "b", "c"))}, False),
     ],
 )
-def test_who_takes_a_guard(changes, loss):
-    """A model that can judge, of pairs whose planned batches hold something to be judged, and nobody else."""
+def test_who_takes_softer_batches(changes, softer):
+    """A model that can judge, of pairs whose planned batches hold many negatives that look false, and nobody else."""
     found = advise(**changes)
-    assert f"loss = {loss}" == found.lines[1]
-    exec("\n".join(found.imports), {})
+    assert softer == ("planner_hardness=0.5" in found.lines[0])
+    assert softer == found.why[1].startswith("Half as hard")
+
+
+@pytest.mark.parametrize("loss", ["CachedMultipleNegativesRankingLoss", "GISTEmbedLoss", "SogCLRLoss"])
+def test_a_loss_of_ones_own_is_kept(loss):
+    """With its import."""
+    found = advise(loss=loss)
+    assert f"loss = {loss}(model)  # with the options that it has now" == found.lines[1]
+    scope = {}
+    exec("\n".join(found.imports), scope)
+    assert loss in scope
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gcbs_st.batches.seating import Holdings
@@ -72,7 +72,8 @@ def test_the_rows_stay_and_fewer_of_them_clash(case, seed):
         assert order.tolist() == found.tolist()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=2000)
+@example([[], [0], [], [1], [0, 1], [0, 1]], 2)
 @given(st.lists(st.lists(st.integers(0, 5), max_size=2), min_size=6, max_size=6), st.sampled_from([2, 3]))
 def test_what_can_be_separated_is(values, batch_size):
     """Against all orders of six rows."""

@@ -410,7 +410,7 @@ def test_auto_stands_for_what_the_study_supports(tmp_path, pairs, own_cache, ber
     assert auto.trained == own.trained and not own_cache.exists()
     given = {"planner_view": "auto", "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     whole = train(tmp_path / "c", pairs, SentenceTransformer(bert_folder, device="cpu"), **given)
-    assert "auto stands for the view 'initial' and a loss guarded at 0.95" in caplog.text
+    assert "auto stands for the view 'initial': " in caplog.text
     assert 1 == len(list(own_cache.iterdir())) and 1 == len(whole.planned)
     checkpoint = str(tmp_path / "c" / "checkpoint-1")
     resumed = train(tmp_path / "c", pairs, SentenceTransformer(bert_folder, device="cpu"), resume=checkpoint, **given)
@@ -425,7 +425,7 @@ def test_the_planner_auto_is_planner_and_view(tmp_path, pairs, own_cache, bert_f
     caplog.set_level("INFO", "gcbs_st")
     given = {"max_steps": 3, "planner_options": None, "planner_view": None}
     auto = train(tmp_path / "a", pairs, SentenceTransformer(bert_folder, device="cpu"), planner="auto", **given)
-    assert "planner: auto stands for 'bisect' with the view 'initial' and a loss guarded at 0.95" in caplog.text
+    assert "planner: auto stands for 'bisect' with the view 'initial': " in caplog.text
     named = {**given, "planner": "bisect", "planner_view": "initial"}
     by_name = train(tmp_path / "b", pairs, SentenceTransformer(bert_folder, device="cpu"), **named)
     assert auto.trained == by_name.trained
