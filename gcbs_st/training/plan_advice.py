@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gcbs_st.batches.shared_values import SharedValues
+from gcbs_st.embeddings.encode import preserved_state
 from gcbs_st.planners import name_of
 from gcbs_st.planners.algorithms.contradictions import Contradictions
 from gcbs_st.planners.quality import PlanQuality, masked_shares
@@ -53,7 +54,7 @@ def advise_on_plan(  # noqa: PLR0913 - what there is to know of a plan
         )
     if quality is None or quality.rows_used < _LEAST_BATCHES * size:
         return
-    if hardest and (quality.closed or 0.0) < _LEAST_CLOSED:
+    if hardest and name_of(trainer.planner) != "random" and (quality.closed or 0.0) < _LEAST_CLOSED:
         trainer.warn_once(
             f"closed of {name}",
             "The first plan of the training set%s closes %.2f of the gap between random batches and the hardest ones: %s "
@@ -80,10 +81,11 @@ def advise_on_plan(  # noqa: PLR0913 - what there is to know of a plan
 def _on_repeats(trainer: Any, name: str, of: str) -> None:
     shared: SharedValues | None = trainer.contradicting.get(name)  # also where the loss needs no rows apart
     source = trainer.source.parts.get(name)
-    if shared is None or source is None:
+    if not shared or source is None:
         return
     rows = trainer.planned_samplers[name].rows
-    texts = text_names(source.dataset, trainer.data_collator.valid_label_columns)
+    with preserved_state(trainer.model):  # a transform of the user's, which makes columns, may draw numbers
+        texts = text_names(source.dataset, trainer.data_collator.valid_label_columns)
     if (repeats := shared.count_repeats(len(texts))) > _MOST_REPEATED * rows:
         trainer.warn_once(
             f"repeats of {name}",

@@ -98,6 +98,7 @@ def test_a_plan_that_closes_nothing(caplog, tmp_path):
     assert "AsTheyCome makes batches that are hardly harder than random" in message
     caplog.clear()
     assert [] == warned(caplog, tmp_path, make_pairs(400), planner="bisect", planner_hardness=0.2)
+    assert [] == warned(caplog, tmp_path, make_pairs(400), planner="random", planner_options={"measure": True})
 
 
 def test_rows_in_no_batch(caplog, tmp_path):
