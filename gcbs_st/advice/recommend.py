@@ -19,8 +19,9 @@ from gcbs_st.training.rule import MASKED_AT_RANDOM, PLANNER
 DEFAULT_LOSS = "MultipleNegativesRankingLoss"
 # With fewer batches there is little to choose from, and an epoch is over before it teaches anything.
 LEAST_BATCHES = 20
-# Of the negatives of planned batches, the share that score above 0.95 of the own positive from which batches are softer.
-MOST_FALSE = 0.05
+# Of the negatives of planned batches, the share that score above 0.95 of the own positive from which batches are softer. It
+# grows with the sample: captions 3 % of 512 rows, 4 % of 1,024 and 7 % of 4,096; questions stay at 0.3 %.
+MOST_FALSE = 0.02
 SOFTER = 0.5
 # A plan that closes less is no harder than random batches.
 LEAST_CLOSED = 0.05

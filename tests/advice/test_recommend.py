@@ -46,8 +46,8 @@ def test_the_lines_are_a_script():
         ({}, True),
         ({"static": True}, False),
         ({"of": figures(at_random=0.3)}, False),  # a raw encoder is no judge
-        ({"of": figures(planned=0.049)}, False),  # there is little to judge
-        ({"of": figures(planned=0.05)}, True),
+        ({"of": figures(planned=0.019)}, False),  # there is little to judge
+        ({"of": figures(planned=0.02)}, True),
         ({"facts": dataclasses.replace(FACTS, columns=("a", "b", "c"))}, False),
     ],
 )
