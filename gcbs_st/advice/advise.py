@@ -19,7 +19,7 @@ from gcbs_st.advice.plan_figures import (
     worst_false_negatives,
 )
 from gcbs_st.advice.recommend import Recommendation, keep_random, recommend, refuse_early
-from gcbs_st.advice.sample import Sample, embed_sample
+from gcbs_st.advice.sample import TEXTS_PER_PASS, Sample, embed_sample
 from gcbs_st.batches.shared_values import SharedValues
 from gcbs_st.embeddings.encode import encode_rows
 from gcbs_st.rows.columns import TextColumn
@@ -31,7 +31,7 @@ _EXAMPLES = 8
 _UNRELATED = 0.4
 # Pairs of rows that tell whether equal values of a column mean that rows are alike, and columns that are asked.
 _ASKED_PAIRS, _ASKED_COLUMNS = 128, 3
-# Rows of one value mean the same if at least so many look like it, and so many times as many as rows of two values.
+# Rows of one value mean the same if at least this share of them looks like it, and three times that of rows of two values.
 _LEAST_ALIKE, _TIMES_STRANGERS = 0.25, 3
 
 
@@ -132,9 +132,7 @@ def advise(  # noqa: PLR0913 - a keyword for each choice
     sides = [TextColumn(name, prompt) for name, prompt in zip(columns[:2], prompts, strict=False)]
     groups = [] if group_column is not None else _look_for_groups(model, rows, sides, facts.group_columns)
     chosen = group_column or next((group.column for group in groups if group.means_alike), None)
-    sample = embed_sample(
-        model, rows, sides, seconds=seconds, row_count=sample_rows, batch_size=batch_size, show_progress=show_progress
-    )
+    sample = embed_sample(model, rows, sides, seconds=seconds, row_count=sample_rows, show_progress=show_progress)
     size = min(batch_size, max(2, len(sample.rows) // 4))
     shared = _shared_values(rows, sample, columns, chosen)
     figures, batches = measure_plans(sample, shared, size, [PLANNER, "best"], scale=SCALE)
@@ -159,7 +157,7 @@ def _look_for_groups(model: Any, dataset: Dataset, sides: Sequence[TextColumn], 
     for name in names[:_ASKED_COLUMNS]:
         pairs = _pairs_of_equals(dataset, name, [side.name for side in sides])
         if len(pairs) >= 4:
-            arrays = encode_rows(model, dataset, np.array(pairs), sides, batch_size=64)
+            arrays = encode_rows(model, dataset, np.array(pairs), sides, batch_size=TEXTS_PER_PASS)
             found.append(Group(name, *share_of_group_mates(arrays[0], arrays[-1])))
     return sorted(found, key=lambda group: -group.mates)
 
@@ -173,8 +171,9 @@ def _pairs_of_equals(dataset: Dataset, column: str, texts: Sequence[str]) -> lis
     for row in np.random.default_rng(0).permutation(len(values)).tolist():
         if len(pairs) == 2 * _ASKED_PAIRS:
             break
-        mate = None if values[row] is None else first.pop(values[row], None)
-        if mate is None:
+        if values[row] is None:
+            continue
+        if (mate := first.pop(values[row], None)) is None:
             first[values[row]] = row
         elif not {side[row] for side in sides} & {side[mate] for side in sides}:
             pairs += [mate, row]

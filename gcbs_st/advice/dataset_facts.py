@@ -11,13 +11,12 @@ import pyarrow.compute as pc
 from datasets import Dataset, Value
 
 from gcbs_st.batches.shared_values import SharedValues
-from gcbs_st.rows.columns import has_one_text
+from gcbs_st.rows.columns import has_one_text, has_text, is_text
 
 # Columns that the host takes for labels of a row.
 LABELS = ("label", "labels", "score", "scores")
 # A column says which rows belong together if at least this share of the rows have a companion in it.
 _LEAST_REPEATED = 0.05
-_TEXT_TYPES = ("string", "large_string")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def default_text_columns(dataset: Dataset) -> list[str]:
 
     Raises a ValueError if there is none.
     """
-    texts = [name for name, kind in dataset.features.items() if _is_text(kind) and name not in LABELS]
+    texts = [name for name, kind in dataset.features.items() if is_text(kind) and name not in LABELS]
     negatives = [name for name in texts if name.startswith("negative")]
     others = [name for name in texts if name not in negatives]
     pair = ["anchor", "positive"] if {"anchor", "positive"} <= set(others) else others[:2]
@@ -65,7 +64,7 @@ def check_columns(dataset: Dataset, names: Sequence[str]) -> None:
     for name in names:
         if name not in dataset.column_names:
             raise ValueError(f"got the column {name!r}, expected some of {', '.join(dataset.column_names)}")
-        if not _is_text(dataset.features[name]):
+        if not is_text(dataset.features[name]):
             raise ValueError(
                 f"column {name!r} holds {dataset.features[name]}, expected texts: choose others with --columns"
             )
@@ -76,7 +75,7 @@ def with_texts(dataset: Dataset, columns: Sequence[str]) -> Dataset:
     table: pa.Table = dataset.with_format("arrow").select_columns(list(columns))[:]
     usable = np.ones(len(dataset), bool)
     for name in columns:
-        usable &= pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(table[name])), 0).to_numpy() > 0
+        usable &= has_text(table[name])
     return dataset if usable.all() else dataset.select(np.flatnonzero(usable))
 
 
@@ -106,7 +105,7 @@ def find_dataset_facts(dataset: Dataset, columns: Sequence[str], batch_size: int
         one_text=has_one_text(texts),
         group_columns=tuple(_group_columns(rows, columns, len(rows) // batch_size)),
         unused_texts=tuple(
-            name for name, kind in rows.features.items() if _is_text(kind) and name not in (*columns, *LABELS)
+            name for name, kind in rows.features.items() if is_text(kind) and name not in (*columns, *LABELS)
         ),
     ), rows
 
@@ -133,7 +132,3 @@ def _group_columns(dataset: Dataset, texts: Sequence[str], batches: int) -> list
         if len(recurring) and recurring.sum() >= _LEAST_REPEATED * len(dataset) and recurring.max() <= batches:
             found.append(name)
     return found
-
-
-def _is_text(kind: object) -> bool:
-    return isinstance(kind, Value) and kind.dtype in _TEXT_TYPES

@@ -15,8 +15,9 @@ from gcbs_st.embeddings.encode import encode_rows
 from gcbs_st.rows.columns import TextColumn, read_columns
 
 MOST_ROWS, LEAST_ROWS = 16_384, 512
-# Texts are cut to so many tokens where too few of them would fit into the time otherwise.
+# Tokens that long texts are cut to where too few of them would fit into the time otherwise.
 CUT_TOKENS = 128
+TEXTS_PER_PASS = 64
 _TRIAL_ROWS, _CHUNK_ROWS = 128, 256
 
 
@@ -28,7 +29,6 @@ class Sample:
     anchors: np.ndarray  # (m, d) float32 unit rows
     positives: np.ndarray  # (m, d); the same object where a text is both sides
     rows_per_second: float  # that the model embeds, both sides
-    seconds: float  # that it took
     cut: bool  # whether texts were cut to `CUT_TOKENS`
     dropped: int  # rows of which the model makes no direction
 
@@ -40,7 +40,6 @@ def embed_sample(
     *,
     seconds: float,
     row_count: int | None = None,
-    batch_size: int = 64,
     seed: int = 0,
     show_progress: bool = False,
 ) -> Sample:
@@ -52,11 +51,11 @@ def embed_sample(
     """
     order = np.random.default_rng(seed).permutation(len(dataset))[: row_count or MOST_ROWS]
     encode_rows(
-        model, dataset, order[:8], columns, batch_size=batch_size
+        model, dataset, order[:8], columns, batch_size=TEXTS_PER_PASS
     )  # the first pass pays for what is built once
     trial = order[:_TRIAL_ROWS]
     began = time.perf_counter()
-    encode_rows(model, dataset, trial, columns, batch_size=batch_size)
+    encode_rows(model, dataset, trial, columns, batch_size=TEXTS_PER_PASS)
     rate = len(trial) / max(1e-9, time.perf_counter() - began)
     limit = getattr(model, "max_seq_length", None)
     slow = row_count is None and rate * seconds < 2 * LEAST_ROWS < len(order)
@@ -71,7 +70,7 @@ def embed_sample(
                 row_count is not None or _goes_on(done, time.perf_counter() - began, seconds)
             ):
                 chunk = order[done : done + _CHUNK_ROWS]
-                parts.append(encode_rows(model, dataset, chunk, columns, batch_size=batch_size))
+                parts.append(encode_rows(model, dataset, chunk, columns, batch_size=TEXTS_PER_PASS))
                 done += len(chunk)
                 bar.update(len(chunk))
     finally:
@@ -89,7 +88,6 @@ def embed_sample(
         anchors=kept[0],
         positives=kept[0] if len(columns) == 1 else kept[-1],
         rows_per_second=rate if cut else done / max(1e-9, spent),
-        seconds=spent,
         cut=cut,
         dropped=int((~whole).sum()),
     )

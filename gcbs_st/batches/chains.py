@@ -45,14 +45,14 @@ class _Pair(NamedTuple):
 
 
 @njit(cache=True)
-def flip_rows(held: Holdings, state: State, seed: int) -> None:
-    """Moves rows that still meet another, in place, as far as chains can; `seed` draws the batches that are tried."""
+def flip_rows(held: Holdings, state: State, seed: int) -> np.ndarray:
+    """Moves rows that still meet another, as far as chains can, and returns the (k, B) batches in which fewest do.
+
+    `state` is left as the last trial was; `seed` draws the batches that are tried.
+    """
     random, steps_left = np.array([seed], np.uint64), np.array([_MOST_STEPS])
-    table, best, fewest = (
-        make_table(held, state),
-        state.batches.copy(),
-        len(state.batches) * state.batches.shape[1] + 1,
-    )
+    table = make_table(held, state)
+    best, fewest = state.batches.copy(), state.batches.size + 1
     for _ in range(_ROUNDS):
         for row in state.batches.copy().ravel():
             if steps_left[0] > 0 and not is_free(held, state, table, row):
@@ -70,16 +70,7 @@ def flip_rows(held: Holdings, state: State, seed: int) -> None:
                 if state.batch_of[other] != state.batch_of[row]:
                     table = with_room(held, state, table)
                     swap(held, state, table, row, other)
-    _take(state, best)
-
-
-@njit(cache=True)
-def _take(state: State, batches: np.ndarray) -> None:
-    """Seats all rows as they were in other batches."""
-    for batch in range(len(batches)):
-        for slot in range(batches.shape[1]):
-            row = batches[batch, slot]
-            state.batches[batch, slot], state.batch_of[row], state.slot_of[row] = row, batch, slot
+    return best
 
 
 @njit(cache=True)

@@ -152,7 +152,7 @@ def shuffled_batches(order: np.ndarray, batch_size: int, seed: int) -> np.ndarra
 
 
 def _checked_order(order: np.ndarray, row_count: int, batch_size: int) -> np.ndarray:
-    """The whole batches of an order as (m,) int64; raises a ValueError for what is no plan of so many rows."""
+    """The whole batches of an order as (m,) int64; raises a ValueError for what is no plan of `rows` rows."""
     if batch_size < 1:
         raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
     if order.ndim != 1 or not np.issubdtype(order.dtype, np.integer):

@@ -73,7 +73,7 @@ class PlannedBatchSampler(DefaultBatchSampler):
         whole = self.rows // self.batch_size // step_batches * step_batches
         if whole < step_batches or batches < 1 or batches % step_batches:
             raise ValueError(
-                f"batches: got {batches} an epoch of {self.rows} rows, in steps of {step_batches} batches of "
+                f"batches: got {batches} per epoch of {self.rows} rows, in steps of {step_batches} batches of "
                 f"{self.batch_size}, expected a multiple of {step_batches}, and rows for at least one step."
             )
         self.pass_batches, self._batches = whole, batches

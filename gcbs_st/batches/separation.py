@@ -49,7 +49,7 @@ def separate_rows(held: Holdings, order: np.ndarray, batch_size: int, seed: int 
         targets = _spread(held, state)
     # Two functions, so that the second is compiled only where somebody needs it.
     if _move_rows(held, state, targets, max(_LEAST_LOOKUPS, _LOOKUPS_PER_ROW * len(order))) > 0:
-        flip_rows(held, state, seed)
+        return np.asarray(flip_rows(held, state, seed).ravel().astype(order.dtype))
     return state.batches.ravel().astype(order.dtype)
 
 

@@ -39,7 +39,7 @@ class WholeSteps(BatchSampler):
 class StepBatches(BatchSampler):
     """The batches of the steps that a multi-dataset sampler drew from `WholeSteps`, one per process and step.
 
-    With `sub_batches` a step's batches are made of so many that were drawn one after the other: each of one dataset, the same
+    With `sub_batches` a step's batches are made of that many that were drawn one after the other: each of one dataset, the same
     on all ranks, (batch_size,) row ids of one behind those of another. Those at the end that fill no step are left out.
     """
 

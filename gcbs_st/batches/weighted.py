@@ -19,7 +19,7 @@ from gcbs_st.batches.sampler import PlannedBatchSampler
 from gcbs_st.batches.steps import WholeSteps
 
 _ORDER = 5  # purpose of the generator that orders an epoch's steps
-_FAR = 2**20  # no run has so many epochs: the seeds of a sampler's further passes are those of no epoch
+_FAR = 2**20  # more epochs than any run has: the seeds of a sampler's further passes are those of no epoch
 
 
 EXPECTED = (

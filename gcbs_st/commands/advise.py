@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gcbs_st.commands.embed import add_dataset_options
 from gcbs_st.commands.shell import make_parser, open_model, quieten, run_command, tell
 
 EXAMPLE = """
@@ -24,18 +25,11 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st advise") 
     """Runs the command line and returns the exit code, see `gcbs_st.commands.shell`."""
     parser = make_parser(program, __doc__, EXAMPLE)
     add = parser.add_argument
-    add(
-        "--data",
-        required=True,
-        metavar="SOURCE",
-        help="file (.jsonl, .csv, .parquet, .txt; also .gz), folder saved by datasets, or hub name",
-    )
-    add("--split", default="train", help="of a folder or hub name that has several (default: %(default)s)")
-    add("--name", help="configuration of a hub name")
+    add_dataset_options(parser, required=True, option="--data")
     add(
         "--columns",
         metavar="A,P[,N...]",
-        help="anchors, positives, negatives; one column is both sides (default: by their names, or all texts)",
+        help="anchors, positives, negatives; one column is both sides (default: by their names, or the first two texts)",
     )
     add("--model", required=True, help="hub name or folder, or package:DISTRIBUTION for a packaged model")
     add("--device", help="e.g. cpu or cuda:0 (default: chosen by the library)")

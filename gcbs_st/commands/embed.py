@@ -49,11 +49,11 @@ def main(argv: Sequence[str] | None = None, *, program: str = "gcbs-st embed") -
     return run_command(program, lambda: _embed(arguments))
 
 
-def add_dataset_options(parser: argparse.ArgumentParser, *, required: bool) -> None:
+def add_dataset_options(parser: argparse.ArgumentParser, *, required: bool, option: str = "--dataset") -> None:
     """Adds the options that name a dataset."""
     add = parser.add_argument
     add(
-        "--dataset",
+        option,
         required=required,
         metavar="SOURCE",
         help="file (.jsonl, .csv, .parquet, .txt; also .gz), folder saved by datasets, or hub name",

@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pyarrow.compute as pc
 from datasets import Dataset, Value, concatenate_datasets
 
 from gcbs_st.corpora.sources import FROM_PACKAGES, MIN_ROWS, read_source
+from gcbs_st.rows.columns import has_text
 from gcbs_st.rows.training_set import require_map_style
 
 logger = logging.getLogger(__name__)
@@ -195,8 +195,7 @@ def _without_blank_rows(dataset: Dataset, source: str) -> Dataset:
     usable = np.ones(len(dataset), dtype=bool)
     for column in _text_columns(dataset):
         if column != "group":
-            lengths = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(table[column])), 0)
-            usable &= lengths.to_numpy() > 0
+            usable &= has_text(table[column])
     if usable.all():
         return dataset
     logger.warning("dropped %d of %d rows of %s: a text is missing or blank", (~usable).sum(), len(dataset), source)

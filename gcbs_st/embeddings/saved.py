@@ -11,17 +11,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, Value
 from tqdm import tqdm
 
 from gcbs_st.embeddings.encode import NoEmbeddingError, encode_rows
 from gcbs_st.files import whole_file
-from gcbs_st.rows.columns import TextColumn
+from gcbs_st.rows.columns import TextColumn, has_text, is_text
 
 DTYPES = ("float16", "float32")
 CHUNK_ROWS = 8192
-_TEXT_TYPES = ("string", "large_string")
 _CHECKED_ROWS = 10_000
 
 
@@ -92,7 +90,7 @@ def check_texts(dataset: Dataset, names: Sequence[str]) -> None:
                 "(--columns) which hold the anchors and the positives"
             )
         kind = dataset.features[name]
-        if not isinstance(kind, Value) or kind.dtype not in _TEXT_TYPES:
+        if not is_text(kind):
             raise ValueError(f"column {name!r} holds {_kind(kind)}, expected texts: choose another with --columns")
     if not len(dataset):
         raise ValueError("got a dataset of 0 rows, expected at least one")
@@ -100,8 +98,7 @@ def check_texts(dataset: Dataset, names: Sequence[str]) -> None:
     for start in range(0, len(dataset), _CHECKED_ROWS):
         block: pa.Table = plain[start : start + _CHECKED_ROWS]
         for name in names:
-            lengths = pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(block[name])), 0).to_numpy()
-            if len(blank := np.flatnonzero(lengths == 0)):
+            if len(blank := np.flatnonzero(~has_text(block[name]))):
                 raise ValueError(
                     f"row {start + int(blank[0])} has no text in column {name!r}, expected one in each row: remove "
                     "such rows from the dataset first, since rows of the files are rows of it"
@@ -115,7 +112,7 @@ def default_columns(dataset: Dataset) -> list[str]:
     """
     if {"anchor", "positive"} <= set(dataset.column_names):
         return ["anchor", "positive"]
-    texts = [name for name, kind in dataset.features.items() if isinstance(kind, Value) and kind.dtype in _TEXT_TYPES]
+    texts = [name for name, kind in dataset.features.items() if is_text(kind)]
     if not texts:
         raise ValueError(f"got the columns {', '.join(dataset.column_names)}, expected one or two that hold texts")
     return texts[:2]

@@ -1,7 +1,7 @@
 """A whole experiment in seconds: a configuration in, and out its table on a tiny random model and what the full run costs.
 
 Everything is built as the full run builds it, by the same code, from a model of the same architecture with
-random weights, a few hundred rows and two steps a run. Nothing is downloaded: data that are not on this
+random weights, a few hundred rows and two steps per run. Nothing is downloaded: data that are not on this
 machine are replaced by synthetic rows of the same columns.
 """
 

@@ -119,7 +119,7 @@ class GuardedSimilarity(nn.Module):
         assert self.identities is not None and self.row_ids is not None
         ids = self.row_ids
         if len(ids) != rows:
-            raise ValueError(f"row_ids: got {len(ids)} ids for a batch of {rows} rows, expected one a row.")
+            raise ValueError(f"row_ids: got {len(ids)} ids for a batch of {rows} rows, expected one per row.")
         if distributed:
             ids = util.all_gather(torch.from_numpy(ids).to(device)).cpu().numpy()
         return self.identities.of(ids)

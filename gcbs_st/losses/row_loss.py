@@ -218,7 +218,7 @@ class RowLoss(nn.Module, ABC):
                 "row_ids, or call set_rows before each batch."
             )
         if len(self._ids) != size:
-            raise ValueError(f"row_ids: got {len(self._ids)} ids for a batch of {size} rows, expected one a row.")
+            raise ValueError(f"row_ids: got {len(self._ids)} ids for a batch of {size} rows, expected one per row.")
         return self._ids
 
     def _refuse_nan(self, scores: Tensor) -> None:

@@ -87,7 +87,7 @@ class BasePlanner:
         raise NotImplementedError
 
     def bytes_needed(self, row_count: int, dimensions: int) -> int:
-        """Returns about how many bytes a plan of so many rows takes at its peak, beside the embeddings given."""
+        """Returns about how many bytes a plan of `row_count` rows takes at its peak, beside the embeddings given."""
         # Both columns in float32, and a graph of some dozens of neighbours in both directions.
         return row_count * (8 * dimensions + 4096)
 

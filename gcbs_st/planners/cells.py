@@ -35,9 +35,9 @@ from gcbs_st.planners.base import (
 )
 
 _CHUNK_ROWS = 2048
-# Rows that lie apart are read so many at a time: with each of them the system maps its whole neighbourhood, 64 KB.
+# Rows that lie apart and are read at a time: with each of them the system maps its whole neighbourhood, 64 KB.
 _SCATTERED_ROWS = 256
-# Rows that the bisectors are found on, and at least so many of each cell, which then differ by a few percent in size.
+# Rows that the bisectors are found on, and the least of each cell, which then differ by a few percent in size.
 _SAMPLE_ROWS, _SAMPLE_PER_CELL = 65536, 256
 # A cell is planned for that many times its mean number of rows; what is larger all the same is cut by its rows' numbers.
 _SPREAD = 1.2

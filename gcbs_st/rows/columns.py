@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, IterableDataset
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, IterableDataset, Value
 
 _READ_ROWS = 10_000
+_TEXT_TYPES = ("string", "large_string")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,16 @@ def text_names(dataset: Dataset, label_columns: Sequence[str] = ()) -> list[str]
     names = [name for name in seen_names(dataset) if name != "dataset_name"]
     labels = next((name for name in label_columns if name in names), None)
     return [name for name in names if name != labels]
+
+
+def is_text(kind: Any) -> bool:
+    """Returns whether the type of a column, as in `Dataset.features`, is that of texts."""
+    return isinstance(kind, Value) and kind.dtype in _TEXT_TYPES
+
+
+def has_text(column: pa.ChunkedArray) -> np.ndarray:
+    """Returns (n,) bool: which of n texts, nulls among them, hold more than blanks."""
+    return np.asarray(pc.fill_null(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0).to_numpy() > 0)
 
 
 def text_columns(

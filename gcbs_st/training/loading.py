@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
-from torch.utils.data import BatchSampler, ConcatDataset, DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
 from gcbs_st.batches.sampler import PlannedBatchSampler
 from gcbs_st.batches.shared_values import SharedValues
-from gcbs_st.batches.steps import StepBatches, WholeSteps
-from gcbs_st.batches.weighted import WeightedBatches, shares_of
 from gcbs_st.rows.columns import text_names
 from gcbs_st.rows.training_set import RowFacts, fingerprint, parts_of, read_row_facts, require_rows, without_columns
 from gcbs_st.training.arguments import PlanningArguments
 from gcbs_st.training.loss_facts import contrasts_rows, gathers_negatives, masks_by_identity, name_loss
+from gcbs_st.training.mixing import DatasetMixing
 from gcbs_st.training.refusals import (
     refuse_mixing,
     refuse_sampler,
@@ -31,16 +30,10 @@ from gcbs_st.training.refusals import (
 )
 from gcbs_st.training.stream import PlannedStream, StreamFeed
 
-# Beside any of the host's trainers; which one is for the concrete classes to say.
-if TYPE_CHECKING:
-    from sentence_transformers.base.trainer import BaseTrainer as _Host
-else:
-    _Host = object
-
 logger = logging.getLogger(__name__)
 
 
-class PlannedLoading(_Host):
+class PlannedLoading(DatasetMixing):
     """What a trainer of the host's loads its training rows with, so that somebody can say which of them meet.
 
     A dataset whose loss compares no rows of a batch with each other, or that has fewer rows than a batch, is loaded as
@@ -53,9 +46,7 @@ class PlannedLoading(_Host):
         self, model: Any = None, args: Any = None, train_dataset: Any = None, *rest: Any, **kwargs: Any
     ) -> None:
         self.planned_samplers: dict[str, PlannedBatchSampler] = {}
-        self._building_train_loader = False
-        self._mixer: BatchSampler | None = None
-        self._weighted: WeightedBatches | None = None  # of the mixer
+        self.builds_train_loader = False
         self._loader_length = 0
         # Of groups and of listed positives, as they are when the trainer is made.
         self.given_columns: tuple[str | None, str | None] = (
@@ -176,15 +167,16 @@ class PlannedLoading(_Host):
         Only this loader's batches are planned: the same dataset may also be the one that is evaluated.
         """
         self.refuse_unplannable()
-        self.planned_samplers, self._mixer, self._weighted = {}, None, None
-        self._building_train_loader, given = True, self._train_dataset
+        self.planned_samplers = {}
+        self.forget_mix()
+        self.builds_train_loader, given = True, self._train_dataset
         if self._stream is not None and self._contrasts(""):
             self._train_dataset = self._planned_stream()
         try:
             loader = super().get_train_dataloader()
         finally:
-            self._building_train_loader, self._train_dataset = False, given
-        if self.planned_samplers or self._mixer is not None:
+            self.builds_train_loader, self._train_dataset = False, given
+        if self.planned_samplers or self.mixes:
             # Each start of its workers draws their seed, by default from the global numbers that dropout draws from
             # too. Persistent workers start once in a run, but again in a resumed one, whose dropout would then differ.
             getattr(loader, "base_dataloader", loader).generator = torch.Generator().manual_seed(self.args.seed)
@@ -241,7 +233,7 @@ class PlannedLoading(_Host):
             drop_last,
             valid_label_columns,
             generator,
-            seed=self._data_seed,
+            seed=self.data_seed,
             shared_values=shared,
             contrast_size=self._contrasted(name, size),
         )
@@ -249,84 +241,9 @@ class PlannedLoading(_Host):
         self._report_clashes(name, sampler, text_names(dataset, valid_label_columns or []))
         return sampler
 
-    def get_multi_dataset_batch_sampler(
-        self,
-        dataset: ConcatDataset[Any],
-        batch_samplers: list[BatchSampler],
-        generator: torch.Generator | None = None,
-        seed: int | None = 0,
-    ) -> BatchSampler:
-        """Returns the host's sampler, or one by weights; on several ranks the batches of one step are of one dataset.
-
-        With sub-batches all ranks' batches are of the same datasets, too.
-        """
-        ranks, weights, parts = self.args.world_size, self.args.dataset_weights, self.args.sub_batches
-        ours = bool(self.planned_samplers) or weights is not None or parts > 1
-        if not self._building_train_loader or not ours:
-            return super().get_multi_dataset_batch_sampler(dataset, batch_samplers, generator, seed)
-        self._refuse_short_sub_batches(batch_samplers)
-        whole: list[BatchSampler] = list(batch_samplers)
-        if ranks > 1:
-            whole = [WholeSteps(batches, ranks) for batches in batch_samplers]
-        if weights is None:
-            steps = super().get_multi_dataset_batch_sampler(dataset, whole, generator, seed)
-        else:
-            steps = self._weighted = self._weigh(whole, weights, generator)
-        is_dealt = ranks == 1 and parts == 1
-        self._mixer = steps if is_dealt else StepBatches(steps, batch_samplers[0].batch_size, ranks, parts)
-        return self._mixer
-
-    def _refuse_short_sub_batches(self, samplers: list[BatchSampler]) -> None:
-        """Raises a ValueError for a dataset that fills no sub-batch, of which the host's samplers would draw none."""
-        if self.args.sub_batches == 1:
-            return
-        for name, sampler in zip(parts_of(self.train_dataset), samplers, strict=True):
-            if len(sampler) < self.args.world_size:
-                raise ValueError(
-                    f"sub_batches: got {self.args.sub_batches} with {len(self.train_dataset[name])} rows of {name!r}, expected "
-                    f"enough for {self.args.world_size} full sub-batches of {self.sub_batch_size}: short ones would not count as "
-                    "much. Add rows, or raise sub_batches."
-                )
-
-    def _weigh(self, samplers: list[BatchSampler], weights: Any, generator: torch.Generator | None) -> WeightedBatches:
-        parts = parts_of(self.train_dataset)
-        shares = shares_of(weights, dict(zip(parts, map(len, samplers), strict=True)))
-        return WeightedBatches([*map(len, parts.values())], samplers, shares, self._data_seed, generator)
-
-    @property
-    def _data_seed(self) -> int:
-        """What orders of rows are drawn from."""
-        seed: int = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return seed
-
-    @property
-    def sub_batch_size(self) -> int:
-        """The rows of a sub-batch; a ValueError where the host has halved a batch until it cannot be made of them."""
-        rows = self._train_batch_size if self.args.auto_find_batch_size else self.args.train_batch_size
-        parts = self.args.sub_batches
-        if parts > 1 and (rows % parts or rows == parts):
-            raise ValueError(
-                f"sub_batches: got {parts} for batches of {rows}, expected a divisor that leaves two rows each."
-            )
-        return int(rows // parts)
-
-    def steps_by_dataset(self, batches: int) -> dict[str, float]:
-        """Returns the share of an epoch's first `batches` batches that each dataset had; empty without weights."""
-        if self._weighted is None:
-            return {}
-        shares = self._weighted.shares_until(batches * self.args.sub_batches)
-        return dict(zip(parts_of(self.train_dataset), shares.tolist(), strict=True))
-
-    def _mix_for_epoch(self, epoch: int) -> None:
-        """Tells the sampler that mixes several datasets the epoch; the host's own call may not arrive in a resumed run."""
-        if self._weighted is not None:
-            self._weighted.begin_epoch(epoch)
-        elif self._mixer is not None and hasattr(self._mixer, "set_epoch"):
-            self._mixer.set_epoch(epoch)
-
     def _name_of(self, dataset: Dataset) -> str | None:
         """The training set's name within its DatasetDict, "" if it is the only one, None if it is not trained on."""
-        if not self._building_train_loader:
+        if not self.builds_train_loader:
             return None
         if isinstance(self.train_dataset, DatasetDict):
             # The same rows may stand under two names, with a loss each.

@@ -161,6 +161,11 @@ def find_identity_losses(loss: Any) -> list[Guarded]:
     return [one for one in _losses_in(loss) if isinstance(one, Guarded) and one.guard.mask_by_identity]
 
 
+def needs_row_ids(loss: Any) -> bool:
+    """Returns whether a trainer's loss wants to know which rows are in a batch."""
+    return bool(find_row_losses(loss) or find_identity_losses(loss))
+
+
 def _losses_in(loss: Any) -> list[RowLoss | Guarded]:
     if isinstance(loss, (RowLoss, Guarded)):
         return [loss]

@@ -21,7 +21,7 @@ MOST_FALSE = 0.05
 _MOST_REPEATED, _MOST_LEFT_OUT = 0.01, 0.1
 # A plan that closes less is no harder than random batches; of fewer batches the figure says little.
 _LEAST_CLOSED, _LEAST_BATCHES = 0.05, 20
-_DRAWN_ROWS = 512  # whose pairs tell whether the model is a judge
+_DRAWN_ROWS = 512  # whose pairs tell what a guard does to random batches
 
 
 def advise_on_plan(  # noqa: PLR0913 - what there is to know of a plan
@@ -65,7 +65,8 @@ def advise_on_plan(  # noqa: PLR0913 - what there is to know of a plan
             name_of(trainer.planner),
         )
     share = quality.false_negatives / max(1, size - 1)
-    if share > MOST_FALSE and not masks_negatives(trainer.loss_of(name)) and _is_judge(pairs):
+    is_judge = masked_at_random(pairs, margin=1.0) <= MASKED_AT_RANDOM  # and does not find all texts alike
+    if share > MOST_FALSE and is_judge and not masks_negatives(trainer.loss_of(name)):
         group = "" if trainer.args.group_column else "Name a group_column if a column says which rows mean the same; "
         trainer.warn_once(
             f"false negatives of {name}",
@@ -97,7 +98,10 @@ def _on_repeats(trainer: Any, name: str, of: str) -> None:
         )
 
 
-def _is_judge(pairs: tuple[np.ndarray, np.ndarray]) -> bool:
-    """Whether few negatives of random batches score above the positive: otherwise a model finds all texts alike."""
+def masked_at_random(pairs: tuple[np.ndarray, np.ndarray], margin: float) -> float:
+    """Returns the share of the negatives of random batches that score above `margin` times the own positive, in [0, 1].
+
+    `pairs` are (n, d) unit rows of anchors and positives, of which up to 512 are drawn.
+    """
     drawn = np.random.default_rng(0).permutation(len(pairs[0]))[:_DRAWN_ROWS]
-    return masked_shares(*pairs, drawn[None], Contradictions(1.0))["masked"] <= MASKED_AT_RANDOM
+    return masked_shares(*pairs, drawn[None], Contradictions(margin))["masked"]

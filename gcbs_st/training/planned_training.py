@@ -34,7 +34,7 @@ from gcbs_st.rows.training_set import RowFacts, require_rows
 from gcbs_st.training.arguments import PlanningArguments
 from gcbs_st.training.loading import PlannedLoading
 from gcbs_st.training.loss_facts import contrasts_rows
-from gcbs_st.training.loss_states import RowStates, find_identity_losses, find_row_losses
+from gcbs_st.training.loss_states import RowStates, find_identity_losses, needs_row_ids
 from gcbs_st.training.model_card import MethodCallback
 from gcbs_st.training.refusals import refuse_model
 from gcbs_st.training.replan_callback import ReplanCallback
@@ -121,7 +121,7 @@ class PlannedTraining(PlannedLoading):
         if self.args.sub_batches > 1:
             cut_batches(loader, self.sub_batch_size)
         harvests = self.args.embedding_source == "harvest" and self.planned_samplers
-        if harvests or find_row_losses(self.loss) or find_identity_losses(self.loss):
+        if harvests or needs_row_ids(self.loss):
             number_rows(loader)
         return loader
 
@@ -340,7 +340,7 @@ class PlannedTraining(PlannedLoading):
             self.check_clusters(name)
         if self.is_world_process_zero():
             self._say_what_auto_is()
-        if self.planned_samplers or find_row_losses(self.loss) or find_identity_losses(self.loss):
+        if self.planned_samplers or needs_row_ids(self.loss):
             self.row_memory.open(self._run_folder or Path(str(self.args.output_dir)))
 
     def _say_what_auto_is(self) -> None:
@@ -366,7 +366,7 @@ class PlannedTraining(PlannedLoading):
             )
 
     def _begin_epoch(self, epoch: int, plan: bool) -> None:
-        self._mix_for_epoch(epoch)
+        self.mix_for_epoch(epoch)
         if self.row_memory.source is None:
             return
         if self.feed is not None:

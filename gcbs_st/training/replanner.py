@@ -22,18 +22,16 @@ from gcbs_st.planners.algorithms.clusters import deal_clusters, redeal_clusters,
 from gcbs_st.planners.algorithms.contradictions import Contradictions
 from gcbs_st.planners.base import abilities_of, check_batches, check_pairs, configured
 from gcbs_st.planners.estimate import estimate_quality
-from gcbs_st.planners.quality import PlanQuality, masked_shares
+from gcbs_st.planners.quality import PlanQuality
 from gcbs_st.ranks import agree, agree_on_rows, failing_together
 from gcbs_st.training.loss_facts import guard_margin, loss_scale, scores_dot_products
 from gcbs_st.training.parallel_planning import plan_with_all, splits_work
-from gcbs_st.training.plan_advice import advise_on_plan
+from gcbs_st.training.plan_advice import advise_on_plan, masked_at_random
 
 logger = logging.getLogger(__name__)
 
 # Purposes of a sampler's generators.
 _PLAN, _SHUFFLE = 1, 2
-
-_GUARDED_ROWS = 512  # whose pairs tell what a guard does to random batches
 
 
 class Replanner:
@@ -252,8 +250,7 @@ class Replanner:
         of_model = view is None or view.name == INITIAL  # a reference's embeddings are not what the guard sees
         if margin is None or not of_model:
             return
-        drawn = np.random.default_rng(0).permutation(len(pairs[0]))[:_GUARDED_ROWS]
-        self.trainer.warn_of_guard(masked_shares(*pairs, drawn[None], Contradictions(margin))["masked"])
+        self.trainer.warn_of_guard(masked_at_random(pairs, margin))
 
     def _contradictions(self, name: str, rows: np.ndarray, fetched: Fetched) -> Contradictions | None:
         """Which of the (m,) rows are no negatives of each other, as the loss and the user have it; None if all are."""

@@ -181,10 +181,10 @@ class StreamFeed:
 
     def look_at(self, window: Window) -> None:
         """Makes a window what the trainer trains on, for all that it asks of rows; not one of less than a batch."""
-        args, dataset = self.trainer.args, window.dataset
+        dataset = window.dataset
         facts = read_row_facts(dataset, *self.trainer.given_columns)[""]
         if len(dataset) >= self.batch_size:
-            key = [args.seed if args.data_seed is None else args.data_seed, self.passes, window.number]
+            key = [self.trainer.data_seed, self.passes, window.number]
             seed = int(np.random.SeedSequence(key).generate_state(1)[0])
             dataset = without_columns(dataset, self.dropped)
             self.trainer.take_window(dataset, facts, self.batch_size, seed)

@@ -18,7 +18,7 @@ B = 8
 def sample() -> Sample:
     """160 rows of four clusters, as rows 1000, 1002, ... of a dataset."""
     anchors, positives = planted_pairs(4, rows=40)
-    return Sample(1000 + 2 * np.arange(len(anchors)), anchors, positives, 10.0, 1.0, False, 0)
+    return Sample(1000 + 2 * np.arange(len(anchors)), anchors, positives, 10.0, False, 0)
 
 
 def test_planned_batches_are_harder_than_random_ones(sample):
