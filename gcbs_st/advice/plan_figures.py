@@ -14,9 +14,8 @@ from gcbs_st.batches.shared_values import SharedValues
 from gcbs_st.planners import make_planner
 from gcbs_st.planners.algorithms.contradictions import Contradictions, limit_scores
 from gcbs_st.planners.quality import masked_shares, plan_quality
+from gcbs_st.training.rule import JUDGED_MARGIN
 
-# Of the positive's score: above it a guarded loss takes a negative for false.
-MARGIN = 0.95
 _MEASURED_BATCHES = 64
 
 
@@ -69,7 +68,7 @@ def measure_plans(
         closable = gap_random - gap_limit
         batches[name] = order.reshape(-1, batch_size)
         drawn = batches[name][:_MEASURED_BATCHES]
-        masked = masked_shares(sample.anchors, sample.positives, drawn, Contradictions(MARGIN))["masked"]
+        masked = masked_shares(sample.anchors, sample.positives, drawn, Contradictions(JUDGED_MARGIN))["masked"]
         closed = (gap_random - quality.gap) / closable if closable > 1e-9 else 0.0
         figures[name] = PlanFigures(closed, quality.false_negatives, masked)
     return figures, batches
@@ -118,7 +117,7 @@ def share_of_group_mates(anchors: np.ndarray, positives: np.ndarray) -> tuple[fl
     """
     rows = np.arange(len(anchors))
     own = np.einsum("ij,ij->i", anchors, positives)
-    limit = limit_scores(own, MARGIN)
+    limit = limit_scores(own, JUDGED_MARGIN)
     mates, strangers = rows ^ 1, np.roll(rows, 2)
 
     def share(others: np.ndarray) -> float:

@@ -13,18 +13,21 @@ from sentence_transformers.sentence_transformer import losses as host_losses
 from gcbs_st import losses
 from gcbs_st.advice.dataset_facts import DatasetFacts
 from gcbs_st.advice.plan_figures import PlanFigures
-from gcbs_st.training.loss_facts import WITHOUT_IN_BATCH_NEGATIVES
-from gcbs_st.training.rule import MASKED_AT_RANDOM, PLANNER
+from gcbs_st.losses.guarded import Guarded
+from gcbs_st.training.loss_facts import GUIDED_LOSSES, WITHOUT_IN_BATCH_NEGATIVES
+from gcbs_st.training.rule import PLANNER, supported_hardness
 
 DEFAULT_LOSS = "MultipleNegativesRankingLoss"
 # With fewer batches there is little to choose from, and an epoch is over before it teaches anything.
 LEAST_BATCHES = 20
-# Of the negatives of planned batches, the share that score above 0.95 of the own positive from which batches are softer. It
-# grows with the sample: captions 3 % of 512 rows, 4 % of 1,024 and 7 % of 4,096; questions stay at 0.3 %.
-MOST_FALSE = 0.02
-SOFTER = 0.5
 # A plan that closes less is no harder than random batches.
 LEAST_CLOSED = 0.05
+
+
+_ON_HARDNESS = (
+    "planner='auto' sees to that itself. For STS alone: planner_hardness=1 and GuardedMultipleNegativesRankingLoss(model, "
+    "margin=0.95)."
+)
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,14 @@ def recommend(
         )
         return keep_random((flat,))
     name = loss or DEFAULT_LOSS
-    hardness, reason = _choose_hardness(facts, figures, static)
+    hardness, reason = supported_hardness(
+        static=static,
+        masks=_masks(name),
+        has_negatives=facts.has_negatives,
+        at_random=figures["random"].guarded,
+        planned=planned.guarded,
+    )
     options = ['"out"', 'planner="auto"', f"per_device_train_batch_size={batch_size}"]
-    if hardness < 1:
-        options.append(f"planner_hardness={hardness:g}")
     columns = list(facts.columns)
     if group_column is not None:
         options.append(f'group_column="{group_column}"')
@@ -117,6 +124,7 @@ def recommend(
         f"planner='auto' stands for {PLANNER}, planned on {view}. In a sample it closes {planned.closed:.2f} of the gap that "
         "random batches leave, at full hardness.",
         reason,
+        *([_ON_HARDNESS] if hardness < 1 else []),
         "Choose the learning rate anew, on a dev score: half and twice the one that random batches prefer, at least.",
     )
     module = "gcbs_st" if name in losses.__all__ else "sentence_transformers.sentence_transformer"
@@ -129,20 +137,7 @@ def keep_random(why: tuple[str, ...]) -> Recommendation:
     return Recommendation(False, (), (), why)
 
 
-def _choose_hardness(facts: DatasetFacts, figures: dict[str, PlanFigures], static: bool) -> tuple[float, str]:
-    """How hard batches should be, and why."""
-    planned, at_random = figures[PLANNER].guarded, figures["random"].guarded
-    if static:
-        return 1.0, "Full hardness: for a static model it changes little."
-    if at_random > MASKED_AT_RANDOM:
-        why = f"{100 * at_random:.0f} % of the negatives of random batches score above 0.95 of the own positive"
-        return 1.0, f"Full hardness, the plain loss: {why}, so this model is no judge of which are false."
-    if facts.has_negatives:
-        return 1.0, "Full hardness, the plain loss: rows have negatives of their own."
-    share = f"{100 * planned:.1f} % of the negatives of planned batches look false"
-    if planned < MOST_FALSE:
-        return 1.0, f"Full hardness: only {share}."
-    return SOFTER, (
-        f"Half as hard: {share}. At full hardness such data gained more STS and found fewer of their own pairs; half as hard "
-        "they gained both. For STS alone: full hardness with GuardedMultipleNegativesRankingLoss(model, margin=0.95)."
-    )
+def _masks(loss: str) -> bool:
+    """Whether a loss leaves out negatives that it takes for false, as its defaults have it."""
+    ours = getattr(losses, loss, None)
+    return loss in GUIDED_LOSSES or (isinstance(ours, type) and issubclass(ours, Guarded))

@@ -58,6 +58,7 @@ class PlannedBatchSampler(DefaultBatchSampler):
         self.shared_values = shared_values
         self.contrast_size = contrast_size or batch_size
         self.pass_batches = self._batches = self.rows // self.batch_size
+        self.hardness: float | None = None  # of plans, chosen at the first for all epochs; None where nobody chose
         self.begin_epoch(0)
 
     def __len__(self) -> int:
@@ -142,7 +143,7 @@ class PlannedBatchSampler(DefaultBatchSampler):
         """Returns what a resumed run needs to draw the same batches in this epoch."""
         fields = (
             "epoch", "plan_count", "repeats", "batch_size", "rows", "seed", "cluster_size", "pass_batches",
-            "passes_planned",
+            "passes_planned", "hardness",
         )  # fmt: skip
         return {"order": self.order.copy(), **{field: getattr(self, field) for field in fields}}
 
@@ -152,7 +153,7 @@ class PlannedBatchSampler(DefaultBatchSampler):
         Raises a ValueError if the state is of another number of rows, batch size or seed, incomplete or damaged.
         """
         # Checkpoints of before there were such.
-        state = {"cluster_size": 0, "pass_batches": self.pass_batches, "passes_planned": 1, **state}
+        state = {"cluster_size": 0, "pass_batches": self.pass_batches, "passes_planned": 1, "hardness": None, **state}
         for key in self.state_dict():
             if key not in state:
                 raise ValueError(f"it has no {key}")
@@ -172,6 +173,7 @@ class PlannedBatchSampler(DefaultBatchSampler):
         self.epoch, self.plan_count, self.cursor = int(state["epoch"]), int(state["plan_count"]), 0
         self.repeats, self.cluster_size = bool(state["repeats"]), int(state["cluster_size"])
         self.passes_planned = int(state["passes_planned"])
+        self.hardness = None if state["hardness"] is None else float(state["hardness"])
 
     def rng(self, *purpose: int) -> np.random.Generator:
         """Returns a fresh generator that depends on the seed, the epoch and the purpose alone, not on the rank."""

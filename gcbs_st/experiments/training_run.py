@@ -27,6 +27,7 @@ from gcbs_st.evaluation.code_search import CodeSearchTask
 from gcbs_st.evaluation.evaluator import ScoreEvaluator
 from gcbs_st.evaluation.ranking import heldout_mrr
 from gcbs_st.experiments.data import ExperimentData
+from gcbs_st.experiments.precision import warn_of_slow_bfloat16
 from gcbs_st.experiments.tasks import evaluate_tasks, scoring_of
 from gcbs_st.models.load import load_model, remove_training_head, use_sparse_gradients
 from gcbs_st.models.static import few_threads, remembered_tokens
@@ -71,6 +72,7 @@ def train_run(  # noqa: PLR0913 - the two engines differ in these
     `remembered_tokens`), and `checkpoint` is resumed from.
     """
     origin = provenance(config, name, data)  # now: the checkout may move on while the run trains
+    warn_of_slow_bfloat16(args, config.evaluation)
     set_seed(args.seed)
     model = initial_model(config)
     sparse = config.model.sparse_gradients and use_sparse_gradients(model)

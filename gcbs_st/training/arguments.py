@@ -147,8 +147,10 @@ class PlanningArguments(_Host):
         planner_hardness: how hard batches are, from 0, random ones, to 1, the planner's hardest. A batch of B rows is
             made of clusters of B ** hardness rows of a plan. A list of pairs, or JSON, [share of the run, hardness],
             is a schedule: hardness is interpolated between them, and a plan is made at each of them, besides those that
-            are due in any case. Two pairs of one share are a step. None is 1, and leaves the planner's own
-            `clusters_per_batch` and `cluster_schedule` in force, which say the same in other words.
+            are due in any case. Two pairs of one share are a step. None leaves the planner's own `clusters_per_batch` and
+            `cluster_schedule` in force, which say the same in other words, and is 1 without them; with `planner="auto"` it
+            is 0.5 where at least 2 % of the negatives of the hardest batches look false, decided at a run's first plan and
+            logged (see `gcbs_st.training.rule`).
         planner_margin: rows that score above this times an anchor's own positive are no negatives of it, and planners
             that take contradictions (`best`, `partition`, `hobit`) plan as if they were not there. None for the
             margin of the loss, if it has a guard; infinity for none.
@@ -382,6 +384,11 @@ class PlanningArguments(_Host):
                 f"planner_hardness: got {given!r} together with clusters_per_batch or cluster_schedule, which say the "
                 "same in other words. Leave one of the two out."
             )
+
+    @property
+    def chooses_hardness(self) -> bool:
+        """Whether planner="auto" says how hard batches are, since nothing else does."""
+        return self.planner == AUTO and self.planner_hardness is None and self.cluster_schedule == "constant"
 
     @property
     def hardness(self) -> HardnessSchedule:

@@ -54,6 +54,10 @@ _OF_PAIRS = frozenset({
 })  # fmt: skip
 
 
+# Those of the host's that mask what a guide takes for false.
+GUIDED_LOSSES = frozenset({"CachedGISTEmbedLoss", "GISTEmbedLoss"})
+
+
 def unwrapped(loss: Any) -> Iterator[Any]:
     """Iterates over a loss, the one that it wraps (Matryoshka, SPLADE), and so on."""
     while loss is not None:
@@ -116,9 +120,8 @@ def guard_margin(loss: Any) -> float | None:
 def masks_negatives(loss: Any) -> bool:
     """Returns whether a loss, or one that it wraps, leaves out negatives that it takes for false, by its own scores or a guide's."""
     names = {type(layer).__name__ for layer in unwrapped(loss)}
-    guided = bool(names & {"GISTEmbedLoss", "CachedGISTEmbedLoss"})
     margin = guard_margin(loss)
-    return guided or (margin is not None and not math.isinf(margin))
+    return bool(names & GUIDED_LOSSES) or (margin is not None and not math.isinf(margin))
 
 
 def masks_by_identity(loss: Any) -> bool:

@@ -33,14 +33,14 @@ from gcbs_st.rows.sub_batches import SUB_BATCHES_KEY, cut_batches
 from gcbs_st.rows.training_set import RowFacts, require_rows
 from gcbs_st.training.arguments import PlanningArguments
 from gcbs_st.training.loading import PlannedLoading
-from gcbs_st.training.loss_facts import contrasts_rows
+from gcbs_st.training.loss_facts import contrasts_rows, masks_negatives
 from gcbs_st.training.loss_states import RowStates, find_identity_losses, needs_row_ids
 from gcbs_st.training.model_card import MethodCallback
 from gcbs_st.training.refusals import refuse_model
 from gcbs_st.training.replan_callback import ReplanCallback
 from gcbs_st.training.replanner import Replanner
 from gcbs_st.training.row_memory import RowMemory
-from gcbs_st.training.rule import AUTO, MASKED_AT_RANDOM, PLANNER, Setting, supported_setting
+from gcbs_st.training.rule import AUTO, MASKED_AT_RANDOM, PLANNER, Setting, is_static, supported_setting
 from gcbs_st.training.sharding import complete_state, fsdp_version, is_zero_3, whole_weights, wrapped_as_a_whole
 
 logger = logging.getLogger(__name__)
@@ -318,6 +318,11 @@ class PlannedTraining(PlannedLoading):
         """The views of the arguments, with that of the rule in the place of "auto"."""
         setting = self.auto_setting
         return self.args.views if setting is None else [setting.view]
+
+    def chooses_hardness(self, name: str) -> bool:
+        """Whether "auto" looks at a dataset's first plan to say how hard batches are: see `gcbs_st.training.rule`."""
+        looks = self.args.chooses_hardness and not self.plans_differently and len(self.source.parts[name].columns) > 1
+        return looks and not is_static(self.model) and not masks_negatives(self.loss_of(name))
 
     def leaves_random(self, name: str) -> bool:
         """Whether "auto" leaves the batches of a dataset to chance: dropout makes pairs of its single texts.

@@ -16,6 +16,7 @@ import numpy as np
 
 from gcbs_st.batches.checkpoint import read_plan
 from gcbs_st.batches.sampler import PlannedBatchSampler
+from gcbs_st.embeddings.encode import preserved_state
 from gcbs_st.embeddings.source import INITIAL, Fetched
 from gcbs_st.planners import check_order, name_of
 from gcbs_st.planners.algorithms.clusters import deal_clusters, redeal_clusters, rows_per_cluster, without_repeats
@@ -24,6 +25,8 @@ from gcbs_st.planners.base import abilities_of, check_batches, check_pairs, conf
 from gcbs_st.planners.estimate import estimate_quality
 from gcbs_st.planners.quality import PlanQuality
 from gcbs_st.ranks import agree, agree_on_rows, failing_together
+from gcbs_st.rows.columns import text_names
+from gcbs_st.training.auto_hardness import choose_hardness
 from gcbs_st.training.loss_facts import guard_margin, loss_scale, scores_dot_products
 from gcbs_st.training.parallel_planning import plan_with_all, splits_work
 from gcbs_st.training.plan_advice import advise_on_plan, masked_at_random
@@ -31,7 +34,7 @@ from gcbs_st.training.plan_advice import advise_on_plan, masked_at_random
 logger = logging.getLogger(__name__)
 
 # Purposes of a sampler's generators.
-_PLAN, _SHUFFLE = 1, 2
+_PLAN, _SHUFFLE, _CHOOSE = 1, 2, 5
 
 
 class Replanner:
@@ -132,7 +135,7 @@ class Replanner:
         planned = stop - start * sampler.batch_size
         able, rng = abilities_of(self.trainer.planner), sampler.rng(_PLAN, sampler.plan_count, index)
         size, once = self.trainer.contrast_size(name), able.covers_each_row_once
-        cluster_size = self._cluster_size(size) if plan and not self.trainer.leaves_random(name) else 1
+        cluster_size = self._cluster_size(sampler, size) if plan and not self.trainer.leaves_random(name) else 1
         if cluster_size == 1 or not (able.needs_embeddings or self.trainer.plans_differently):
             new = rng.permutation(np.sort(tail[:planned]))  # needs no embeddings
             new = self._separated(new, tail[:planned], name)
@@ -152,6 +155,9 @@ class Replanner:
             source.unreported_seconds = 0.0
             if not agree(len(fetched.rows) >= 2 * size, ranks):
                 return
+            if sampler.hardness is None and self.trainer.chooses_hardness(name):
+                sampler.hardness = self._choose_hardness(name, index, fetched, size)
+                cluster_size = self._cluster_size(sampler, size)
             new, scale = np.empty(planned, np.int64), agree(self._scale(name), ranks)
             with failing_together("planning", ranks), self.trainer.planner_for(name, scale):
                 if self.trainer.is_world_process_zero():
@@ -162,10 +168,36 @@ class Replanner:
         tail[:planned] = self._shuffled(new, sampler, ranks) if self.trainer.args.shuffle_planned_batches else new
         sampler.replace_tail(tail, start, repeats=not once, cluster_size=cluster_size)
 
-    def _cluster_size(self, size: int) -> int:
+    def _cluster_size(self, sampler: PlannedBatchSampler, size: int) -> int:
         """The rows of a plan that stay together in a batch of `size` which is drawn from now on."""
-        state = self.trainer.state
-        return rows_per_cluster(self.trainer.args.hardness.at(state.global_step, state.max_steps), size)
+        args, state = self.trainer.args, self.trainer.state
+        chosen = sampler.hardness if args.chooses_hardness else None
+        return rows_per_cluster(
+            args.hardness.at(state.global_step, state.max_steps) if chosen is None else chosen, size
+        )
+
+    def _choose_hardness(self, name: str, index: int, fetched: Fetched, size: int) -> float:
+        """How hard "auto" makes the batches of a dataset in this run, the same on all ranks; said where it is not the hardest."""
+        ranks, chosen, why = self.trainer.args.world_size, 1.0, ""
+        with failing_together("planning", ranks):
+            if self.trainer.is_world_process_zero():
+                with preserved_state(
+                    self.trainer.model
+                ):  # a transform of the user's, which makes columns, may draw numbers
+                    labels = self.trainer.data_collator.valid_label_columns
+                    texts = text_names(self.trainer.source.parts[name].dataset, labels)
+                pairs = check_pairs(fetched.arrays[0], fetched.arrays[-1], size)
+                shared = self._contradictions(name, fetched.rows, fetched)
+                rng = self.trainer.planned_samplers[name].rng(_CHOOSE, index)
+                chosen, why = choose_hardness(pairs, shared, size, rng, has_negatives=len(texts) > 2)
+        if chosen < 1:
+            logger.info(
+                "planner: auto composes the batches of %s at planner_hardness=%g. %s Set planner_hardness=1 for the hardest.",
+                name or "the training set",
+                chosen,
+                why,
+            )
+        return agree(chosen, ranks)
 
     def _only_redeals(self, sampler: PlannedBatchSampler, cluster_size: int, once: bool) -> bool:
         """Whether a plan would find what the one in force found: nothing has changed but which rows are left."""
