@@ -66,8 +66,9 @@ def _plan(arguments: argparse.Namespace) -> None:
     from gcbs_st.batches.shared_values import SharedValues
     from gcbs_st.files import write_bytes
     from gcbs_st.planners import check_order, make_planner
+    from gcbs_st.planners.algorithms.mapped_rows import ReleasedRows
     from gcbs_st.planners.base import abilities_of, check_batches, configured
-    from gcbs_st.planners.cells import ReleasedRows, plan_in_cells
+    from gcbs_st.planners.cells import plan_in_cells
     from gcbs_st.planners.estimate import estimate_quality
     from gcbs_st.planners.quality import plan_quality
 

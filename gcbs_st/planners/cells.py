@@ -9,19 +9,18 @@ no batch in its cell is planned together at the end, so that no batch is short.
 from __future__ import annotations
 
 import math
-import mmap
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, NamedTuple
 
 import numpy as np
 import psutil
 from threadpoolctl import threadpool_limits
 
 from gcbs_st.planners.algorithms.contradictions import Contradictions
+from gcbs_st.planners.algorithms.mapped_rows import ReleasedRows, forget_pages, map_of
+from gcbs_st.planners.algorithms.spill import BUFFERED, RowContent, Spill, check_room
 from gcbs_st.planners.algorithms.trees import DIMS, CellTree, cut_cells, find_axes, find_cells
 from gcbs_st.planners.base import (
     BasePlanner,
@@ -35,14 +34,10 @@ from gcbs_st.planners.base import (
 )
 
 _CHUNK_ROWS = 2048
-# Rows that lie apart and are read at a time: with each of them the system maps its whole neighbourhood, 64 KB.
-_SCATTERED_ROWS = 256
 # Rows that the bisectors are found on, and the least of each cell, which then differ by a few percent in size.
 _SAMPLE_ROWS, _SAMPLE_PER_CELL = 65536, 256
 # A cell is planned for that many times its mean number of rows; what is larger all the same is cut by its rows' numbers.
 _SPREAD = 1.2
-# Bytes that wait in memory to be written, of all cells together.
-_BUFFERED = 64 * 2**20
 # Of each row, in the result and while the rows are sorted by their cells.
 _BYTES_PER_ROW = 32
 # Whatever is planned, numba and BLAS take so much for themselves.
@@ -75,11 +70,11 @@ def plan_in_cells(
     n, d = anchors.shape
     sides = [anchors] if positives is anchors else [anchors, positives]
     # What is in memory already counts with the process; what is mapped would come on top.
-    mapped = sum(side.nbytes for side in sides if _map_of(side) is not None)
+    mapped = sum(side.nbytes for side in sides if map_of(side) is not None)
     free = memory_budget - psutil.Process().memory_info().rss - _OVERHEAD
     if mapped + _bytes_needed(planner, n, d) <= free or n <= 2 * batch_size:
         return np.asarray(planner.plan(anchors, positives, batch_size, rng))
-    content = _Content.of(planner, anchors, positives)
+    content = _content_of(planner, anchors, positives)
     most = _most_rows(planner, content, n, d, free, memory_budget, batch_size)
     return plan_by_cells(planner, anchors, positives, batch_size, rng, most_rows=most, folder=folder)
 
@@ -96,12 +91,12 @@ def plan_by_cells(
 ) -> np.ndarray:
     """Returns what `plan_in_cells` returns, from cells of at most `most_rows` rows."""
     n = len(anchors)
-    content = _Content.of(planner, anchors, positives)
+    content = _content_of(planner, anchors, positives)
     cells = math.ceil(n / most_rows * _SPREAD)
-    _check_room(folder, n * content.row_bytes)
+    check_room(folder, n * content.row_bytes)
     with tempfile.TemporaryFile(dir=folder) as file:
         tree, axes = _grow_tree(anchors, positives, cells, rng)
-        spill = _Spill(file, cells, content, n)
+        spill = Spill(file, cells, content, n)
         threads = count_threads(getattr(planner, "threads", 0))
         of_row = np.empty(n, np.uint16 if cells < 2**16 else np.int32)
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
@@ -132,63 +127,29 @@ def plan_cell(  # noqa: PLR0913 - what a plan needs, and which cell it is of
     return order_checked_rows(planner, anchors, positives, batch_size, np.random.default_rng([seed, number]))
 
 
-class ReleasedRows:
-    """Rows of a memory map, which are read where they are asked for and do not stay in the process's memory.
-
-    >>> ReleasedRows(np.eye(3))[np.array([2, 0])].tolist()
-    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
-    """
-
-    def __init__(self, array: np.ndarray) -> None:
-        self._array, self.shape = array, array.shape
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Returns the rows of (m,) numbers, a copy."""
-        found = np.empty((len(rows), self.shape[1]), self._array.dtype)
-        for start in range(0, len(rows), _SCATTERED_ROWS):
-            part = rows[start : start + _SCATTERED_ROWS]
-            found[start : start + len(part)] = self._array[part]
-            _forget(self._array)
-        return found
-
-
 def _bytes_needed(planner: Planner, row_count: int, dimensions: int) -> int:
     """What a planner says that it takes, or what most take."""
     asked = getattr(planner, "bytes_needed", BasePlanner().bytes_needed)
     return int(asked(row_count, dimensions))
 
 
-class _Content(NamedTuple):
-    """What a planner needs of each row, as it is written to disk."""
-
-    widths: tuple[int, ...]  # numbers per row, of each array
-    dtype: np.dtype
-    on_axes: bool  # the pair on the main axes, and not the embeddings
-
-    @classmethod
-    def of(cls, planner: Planner, anchors: np.ndarray, positives: np.ndarray) -> _Content:
-        d = anchors.shape[1]
-        if abilities_of(planner).plans_on_axes:
-            return cls((min(d, DIMS),), np.dtype(np.float16), True)
-        return cls((d,) if positives is anchors else (d, d), np.result_type(anchors, positives), False)
-
-    @property
-    def row_bytes(self) -> int:
-        return sum(self.widths) * self.dtype.itemsize
+def _content_of(planner: Planner, anchors: np.ndarray, positives: np.ndarray) -> RowContent:
+    """What is written of each row: the pair on the main axes where that is all the planner looks at, or the embeddings."""
+    d = anchors.shape[1]
+    if abilities_of(planner).plans_on_axes:
+        return RowContent((min(d, DIMS),), np.dtype(np.float16), True)
+    return RowContent((d,) if positives is anchors else (d, d), np.result_type(anchors, positives), False)
 
 
 def _most_rows(
-    planner: Planner, content: _Content, n: int, d: int, free: int, memory_budget: int, batch_size: int
+    planner: Planner, content: RowContent, n: int, d: int, free: int, memory_budget: int, batch_size: int
 ) -> int:
     """The rows of a cell that a plan has memory for, a multiple of the batch size."""
     width = max(content.widths) if content.on_axes else d
     # Chunks under way, in both precisions, and the sample.
     threads = count_threads(getattr(planner, "threads", 0))
     passing = 3 * threads * _CHUNK_ROWS * (12 * d + 8 * DIMS) + _SAMPLE_ROWS * 4 * (DIMS + 2 * d)
-    left = free - n * _BYTES_PER_ROW - _BUFFERED
+    left = free - n * _BYTES_PER_ROW - BUFFERED
     low, high = 0, n
     while low < high:
         middle = (low + high + 1) // 2
@@ -197,24 +158,13 @@ def _most_rows(
     least = 2 * batch_size
     if low < least or passing > free:
         small = least * content.row_bytes + _bytes_needed(planner, least, width)
-        needed = memory_budget - free + n * _BYTES_PER_ROW + _BUFFERED + max(small, passing)
+        needed = memory_budget - free + n * _BYTES_PER_ROW + BUFFERED + max(small, passing)
         raise ValueError(
             f"memory_budget: got {memory_budget / 1e9:.2f} GB, expected at least {needed / 1e9:.2f} GB for {n} rows of {d} "
             f"dimensions in batches of {batch_size}: cells are no smaller than two batches, and what the process holds "
             "already counts. Give more, or make the batches smaller."
         )
     return low // batch_size * batch_size
-
-
-def _check_room(folder: Path | None, needed: int) -> None:
-    """Raises a ValueError where the rows' copy does not fit on the disk."""
-    where = Path(tempfile.gettempdir() if folder is None else folder)
-    room = shutil.disk_usage(where).free
-    if room < needed:
-        raise ValueError(
-            f"folder: {where} has {room / 1e9:.1f} GB left, expected at least {needed / 1e9:.1f} GB, for a copy of what is "
-            "planned on. Name a folder of a larger disk, or give more memory."
-        )
 
 
 def _grow_tree(
@@ -249,7 +199,7 @@ def _route(  # noqa: PLR0913 - one pass, with all that it needs
     positives: np.ndarray,
     axes: np.ndarray | None,
     tree: CellTree,
-    content: _Content,
+    content: RowContent,
     pool: ThreadPoolExecutor,
     threads: int,
 ) -> Iterator[tuple[slice, np.ndarray, list[np.ndarray]]]:
@@ -269,67 +219,11 @@ def _route(  # noqa: PLR0913 - one pass, with all that it needs
     window = 2 * threads
     for first in range(0, len(starts), window):
         yield from pool.map(chunk, starts[first : first + window])
-        _forget(anchors, positives)
-
-
-class _Spill:
-    """Rows on disk, cell by cell, in the order in which they came.
-
-    The file is a row of extents, each of one cell and written when it is full.
-    """
-
-    def __init__(self, file: IO[bytes], cells: int, content: _Content, row_count: int) -> None:
-        self._file, self._content = file, content
-        self._rows = max(1, min(_BUFFERED // (cells * content.row_bytes), row_count))  # per extent
-        self._buffers: list[list[list[np.ndarray]]] = [[] for _ in range(cells)]
-        self._waiting = np.zeros(cells, np.int64)
-        self._extents: list[list[tuple[int, int]]] = [[] for _ in range(cells)]  # where each begins, and its rows
-        self._end = 0
-
-    def add(self, cells: np.ndarray, arrays: Sequence[np.ndarray]) -> None:
-        """Takes the (m, width) arrays of rows and their (m,) cells."""
-        order = np.argsort(cells, kind="stable")
-        held = cells[order]
-        bounds = np.flatnonzero(np.diff(held, prepend=-1, append=-2))
-        for low, high in zip(bounds[:-1], bounds[1:], strict=True):
-            cell = int(held[low])
-            self._buffers[cell].append([array[order[low:high]] for array in arrays])
-            self._waiting[cell] += high - low
-            if self._waiting[cell] >= self._rows:
-                self._write(cell)
-
-    def flush(self) -> None:
-        """Writes what still waits."""
-        for cell in np.flatnonzero(self._waiting):
-            self._write(int(cell))
-
-    def _write(self, cell: int) -> None:
-        count = int(self._waiting[cell])
-        for parts in zip(*self._buffers[cell], strict=True):
-            self._file.write(np.concatenate(parts).tobytes())
-        self._extents[cell].append((self._end, count))
-        self._end += count * self._content.row_bytes
-        self._buffers[cell], self._waiting[cell] = [], 0
-
-    def read(self, cell: int, first: int, last: int) -> list[np.ndarray]:
-        """Returns the (last - first, width) arrays of some rows of a cell, by their places in it."""
-        arrays = [np.empty((last - first, width), self._content.dtype) for width in self._content.widths]
-        place = 0  # of the extent's first row
-        for begins, count in self._extents[cell]:
-            low, high = max(first, place), min(last, place + count)
-            if low < high:
-                at = begins
-                for array, width in zip(arrays, self._content.widths, strict=True):
-                    bytes_each = width * self._content.dtype.itemsize
-                    self._file.seek(at + (low - place) * bytes_each)
-                    self._file.readinto(array[low - first : high - first].view(np.uint8))  # type: ignore[attr-defined]
-                    at += count * bytes_each
-            place += count
-        return arrays
+        forget_pages(anchors, positives)
 
 
 def _plan_cells(
-    planner: Planner, of_row: np.ndarray, spill: _Spill, most: int, batch_size: int, rng: np.random.Generator
+    planner: Planner, of_row: np.ndarray, spill: Spill, most: int, batch_size: int, rng: np.random.Generator
 ) -> np.ndarray:
     """The order of all rows, whose cells are on disk."""
     once = abilities_of(planner).covers_each_row_once
@@ -368,24 +262,3 @@ def _plan_cells(
         order[end:] = rows[plan(rows, arrays, number)]
         end = len(order)
     return order[:end]
-
-
-def _map_of(array: np.ndarray) -> mmap.mmap | None:
-    """The memory map that an array is a part of, or None."""
-    base: object = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return base if isinstance(base, mmap.mmap) else None
-
-
-def _forget(*arrays: np.ndarray) -> None:
-    """Gives back the pages of memory maps that were read, which would count as memory of the process."""
-    for array in arrays:
-        found = _map_of(array)
-        # What was written to a map of its own ("c") would be lost with its pages.
-        if (
-            found is not None
-            and not (isinstance(array, np.memmap) and array.mode == "c")
-            and hasattr(mmap, "MADV_DONTNEED")
-        ):
-            found.madvise(mmap.MADV_DONTNEED)

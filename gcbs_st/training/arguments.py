@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -15,11 +14,8 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.base.training_args import BaseTrainingArguments
 
-from gcbs_st.batches.weighted import EXPECTED as EXPECTED_WEIGHTS
-from gcbs_st.batches.weighted import are_weights
 from gcbs_st.planners import Planner, make_planner
-from gcbs_st.planners.base import abilities_of
-from gcbs_st.training.hardness import EXPECTED as EXPECTED_HARDNESS
+from gcbs_st.training.argument_checks import FIELDS_IN_JSON, check_planning, name_view, read_json
 from gcbs_st.training.hardness import HardnessSchedule
 from gcbs_st.training.rule import AUTO, PLANNER
 
@@ -32,61 +28,7 @@ else:
     _Host = object
 
 
-_CHOICES = {
-    "embedding_source": ("encode", "harvest"),
-    "first_plan": ("random", "encode"),
-    "embedding_dtype": ("float32", "float16"),
-    "embedding_storage": ("memory", "disk"),
-    "cluster_schedule": ("constant", "curriculum"),
-}
-_EXPECTED_COLUMNS = (
-    'one column name or two different ones, as ["anchor", "negative"], or a mapping of dataset name to such a list'
-)
-_EXPECTED_VIEW = (
-    "model, initial, auto, a reference model (name, folder or object), or a list of two views, such as "
-    '["initial", "NAME"]'
-)
-# Fields that a command line gives as JSON, and what is expected of it.
-FIELDS_IN_JSON = {
-    "planner_options": "a JSON object",
-    "planner_columns": _EXPECTED_COLUMNS,
-    "planner_view": _EXPECTED_VIEW,
-    "planner_hardness": EXPECTED_HARDNESS,
-    "dataset_weights": EXPECTED_WEIGHTS,
-}
 _NO_DUPLICATES = ("NO_DUPLICATES", "NO_DUPLICATES_HASHED")
-_NUMBERS = (
-    "replan_steps",
-    "planning_window",
-    "planner_warmup_steps",
-    "planner_cooldown_steps",
-    "embedding_batch_size",
-    "embedding_max_age",
-    "embedding_budget",
-    "planner_margin",
-    "sub_batches",
-)
-
-
-def _read_json(field_name: str, text: str, expected: str) -> Any:
-    """What a command line gives as JSON; of columns also the bare name of one."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        if field_name == "planner_columns" and text.isidentifier():
-            return [text]
-        if field_name == "planner_view" and text and not text.startswith(("[", "{")):
-            return text
-        raise ValueError(f"{field_name}: got {text!r}, expected {expected}: {error}") from None
-
-
-def _is_view(view: Any) -> bool:
-    return (isinstance(view, str) and bool(view)) or callable(getattr(view, "encode", None))
-
-
-def _name_view(view: Any) -> Any:
-    """A view as text; of a model that is given as an object its class."""
-    return view if view is None or isinstance(view, str) else f"{type(view).__module__}.{type(view).__qualname__}"
 
 
 @dataclass
@@ -261,9 +203,13 @@ class PlanningArguments(_Host):
         # Before the host, which would read the JSON too, but whose message does not name the field.
         for name, expected in self.fields_in_json.items():
             if isinstance(text := getattr(self, name), str):
-                setattr(self, name, _read_json(name, text, expected))
+                setattr(self, name, read_json(name, text, expected))
         super().__post_init__()
         self.check_planning()
+
+    def check_planning(self) -> None:
+        """Raises a ValueError that says the field, what it holds and what it may hold, if one is wrong."""
+        check_planning(self)
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Returns the host's warm-up steps, and warns if no trainer of ours has taken these arguments by now."""
@@ -277,113 +223,12 @@ class PlanningArguments(_Host):
         steps: int = super().get_warmup_steps(num_training_steps)
         return steps
 
-    def check_planning(self) -> None:
-        """Raises a ValueError that says the field, what it holds and what it may hold, if one is wrong."""
-        self._check_numbers()
-        for name, nothing, whole in (
-            ("replan_steps", "each epoch's start", "an epoch"),
-            ("planner_cooldown_steps", "no step", "the run"),
-        ):
-            value = getattr(self, name)
-            if not (0 <= value < 1 or (value >= 1 and float(value).is_integer())):
-                raise ValueError(
-                    f"{name}: got {value}, expected 0 ({nothing}), a whole number of steps, or a share of {whole} "
-                    "between 0 and 1."
-                )
-        if self.planner_warmup_steps < 0:
-            raise ValueError(f"planner_warmup_steps: got {self.planner_warmup_steps}, expected 0 or more steps.")
-        if self.planning_window is not None and self.planning_window < 1:
-            raise ValueError(f"planning_window: got {self.planning_window}, expected at least 1 row, or None.")
-        if self.planning_window is not None and self.replan_steps:
-            raise ValueError(
-                f"planning_window: got {self.planning_window} together with replan_steps={self.replan_steps}, but each "
-                "window is planned when the one before is drawn. Leave one of the two out."
-            )
-        if self.embedding_batch_size is not None and self.embedding_batch_size < 1:
-            raise ValueError(f"embedding_batch_size: got {self.embedding_batch_size}, expected at least 1, or None.")
-        self._check_embedding()
-        if not isinstance(self.planner_options, (dict, type(None))):
-            raise ValueError(f"planner_options: got {self.planner_options!r}, expected a mapping of option to value.")
-        self._check_datasets()
-        self._check_columns()
-        self._check_views()
-        self._check_hardness()
-        self._check_planner()
-
-    def _check_numbers(self) -> None:
-        for name in _NUMBERS:
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, (bool, str)) or not isinstance(value, (int, float))):
-                quoted = (
-                    " It stands in quotes, which make it a text: leave them out." if isinstance(value, str) else ""
-                )
-                raise ValueError(f"{name}: got {value!r}, expected a number.{quoted}")
-
-    def _check_datasets(self) -> None:
-        """Checks how several datasets are mixed; which there are is for the trainer to check."""
-        given: Any = self.dataset_weights
-        if given is not None and not are_weights(given):
-            raise ValueError(f"dataset_weights: got {given!r}, expected {EXPECTED_WEIGHTS}.")
-        mixer = getattr(self.multi_dataset_batch_sampler, "name", repr(self.multi_dataset_batch_sampler))
-        if given is not None and mixer != "PROPORTIONAL":
-            raise ValueError(
-                f"dataset_weights: got {given!r} together with multi_dataset_batch_sampler={mixer.lower()}, which says "
-                "otherwise how many batches of each dataset are drawn. Leave one of the two out."
-            )
-        rows, parts = self.train_batch_size, self.sub_batches
-        if not isinstance(parts, int) or parts < 1 or rows % parts or (parts > 1 and rows == parts):
-            raise ValueError(
-                f"sub_batches: got {parts}, expected a divisor of the {rows} rows of per_device_train_batch_size that leaves "
-                "each sub-batch two rows or more: the rows of a sub-batch are each other's negatives."
-            )
-
-    def _check_columns(self) -> None:
-        if self.positives_column is not None and self.positives_column == self.group_column:
-            raise ValueError(
-                f"positives_column: got {self.positives_column!r}, which is the group_column as well, expected a column "
-                "of lists of texts."
-            )
-        given: Any = self.planner_columns
-        for names in given.values() if isinstance(given, Mapping) else [given]:
-            texts = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-            if given is not None and not (texts and 1 <= len(names) <= 2 and len(set(names)) == len(names)):
-                raise ValueError(f"planner_columns: got {given!r}, expected {_EXPECTED_COLUMNS}.")
-
     @property
     def views(self) -> list[Any]:
         """Whose embeddings are planned on, one or two: "model", "initial", or a reference, a name or a model."""
         given: Any = self.planner_view
         default = AUTO if self.planner == AUTO else "model"
         return list(given) if isinstance(given, (list, tuple)) else [default if given is None else given]
-
-    def _check_views(self) -> None:
-        views, reference = self.views, self.planner_reference
-        alike = len(views) == 2 and (views[0] is views[1] or _name_view(views[0]) == views[1])
-        automatic = len(views) == 2 and AUTO in [_name_view(view) for view in views]
-        if not 1 <= len(views) <= 2 or alike or automatic or not all(_is_view(view) for view in views):
-            raise ValueError(f"planner_view: got {self.planner_view!r}, expected {_EXPECTED_VIEW}.")
-        if self.embedding_source == "harvest" and not {"model", AUTO} & {_name_view(view) for view in views}:
-            raise ValueError(
-                "embedding_source: harvest takes embeddings of the model as it trains, but planner_view is "
-                f"{self.planner_view!r}, which plans on others. Leave one of the two out."
-            )
-        if self.planner_margin is not None and not self.planner_margin >= 0:
-            raise ValueError(f"planner_margin: got {self.planner_margin}, expected at least 0, or None.")
-        if reference is not None and (_name_view(reference) in ("model", AUTO) or not _is_view(reference)):
-            raise ValueError(
-                f"planner_reference: got {reference!r}, expected a model (name, folder or object), initial, or None for "
-                "the embeddings that are planned on."
-            )
-
-    def _check_hardness(self) -> None:
-        given: Any = self.planner_hardness
-        HardnessSchedule.from_field(given)
-        clusters = abilities_of(self.make_planner()).clusters_per_batch or 1
-        if given is not None and (self.cluster_schedule != "constant" or clusters > 1):
-            raise ValueError(
-                f"planner_hardness: got {given!r} together with clusters_per_batch or cluster_schedule, which say the "
-                "same in other words. Leave one of the two out."
-            )
 
     @property
     def chooses_hardness(self) -> bool:
@@ -394,33 +239,6 @@ class PlanningArguments(_Host):
     def hardness(self) -> HardnessSchedule:
         """How hard batches are over the run."""
         return HardnessSchedule.from_field(self.planner_hardness)
-
-    def _check_planner(self) -> None:
-        planner = self.make_planner()
-        if len(self.views) == 2 and not abilities_of(planner).plans_on_products:
-            raise ValueError(
-                f"planner_view: got {self.planner_view!r}, but {self.planner!r} plans on sums of anchors and positives, "
-                'which know no "not alike". Use best, partition, hobit or gcbs, or a single view.'
-            )
-        if self.cluster_schedule == "curriculum" and abilities_of(planner).clusters_per_batch is None:
-            raise ValueError(
-                f"cluster_schedule: curriculum needs a planner that composes batches of clusters, but {self.planner!r} "
-                "has no clusters_per_batch. Use best, partition or bisect."
-            )
-
-    def _check_embedding(self) -> None:
-        for field_name, choices in _CHOICES.items():
-            if getattr(self, field_name) not in choices:
-                raise ValueError(f"{field_name}: got {getattr(self, field_name)!r}, expected {' or '.join(choices)}.")
-        for name, least in (("embedding_max_age", 0), ("embedding_budget", 1)):
-            value: int | None = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}: got {value}, expected at least {least}, or None.")
-        if self.embedding_budget is not None and self.embedding_max_age is None:
-            raise ValueError(
-                f"embedding_budget: got {self.embedding_budget} without embedding_max_age, which says what rows are "
-                "old enough to be encoded."
-            )
 
     def make_planner(self) -> Planner:
         """Returns the planner that the fields describe; the same object until they change."""
@@ -484,9 +302,9 @@ class PlanningArguments(_Host):
 
     def _named_views(self) -> dict[str, Any]:
         """The fields that may hold models, these as text."""
-        views = [_name_view(view) for view in self.views]
+        views = [name_view(view) for view in self.views]
         named = views if isinstance(self.planner_view, (list, tuple)) else views[0]
-        return {"planner_view": named, "planner_reference": _name_view(self.planner_reference)}
+        return {"planner_view": named, "planner_reference": name_view(self.planner_reference)}
 
     @classmethod
     def from_plain(cls, args: BaseTrainingArguments) -> Self:

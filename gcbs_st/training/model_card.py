@@ -79,7 +79,7 @@ class MethodCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Names the method, if there is one; a card that cannot be written to stops no training."""
-        if model is None or all(map(self._trainer.leaves_random, self._trainer.planned_samplers)):
+        if model is None or all(map(self._trainer.auto.leaves_random, self._trainer.planned_samplers)):
             return
         try:
             name_method(model.model_card_data, self._trainer.planner)

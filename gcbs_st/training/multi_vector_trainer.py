@@ -15,7 +15,8 @@ import sentence_transformers
 
 from gcbs_st.embeddings.views import View, mean_of_tokens
 from gcbs_st.rows.columns import TextColumn
-from gcbs_st.training.arguments import FIELDS_IN_JSON, PlanningArguments
+from gcbs_st.training.argument_checks import FIELDS_IN_JSON
+from gcbs_st.training.arguments import PlanningArguments
 from gcbs_st.training.planned_training import PlannedTraining
 
 try:

@@ -27,20 +27,21 @@ from gcbs_st.embeddings.views import View, sentence_embedding
 from gcbs_st.planners.algorithms.clusters import clusters_at
 from gcbs_st.planners.base import abilities_of, configured, order_checked_rows
 from gcbs_st.ranks import wait_for_all
-from gcbs_st.rows.columns import TextColumn, has_one_text
+from gcbs_st.rows.columns import TextColumn
 from gcbs_st.rows.row_ids import ROWS_KEY, number_rows
 from gcbs_st.rows.sub_batches import SUB_BATCHES_KEY, cut_batches
 from gcbs_st.rows.training_set import RowFacts, require_rows
 from gcbs_st.training.arguments import PlanningArguments
+from gcbs_st.training.auto import AutoChoices
 from gcbs_st.training.loading import PlannedLoading
-from gcbs_st.training.loss_facts import contrasts_rows, masks_negatives
+from gcbs_st.training.loss_facts import contrasts_rows
 from gcbs_st.training.loss_states import RowStates, find_identity_losses, needs_row_ids
 from gcbs_st.training.model_card import MethodCallback
 from gcbs_st.training.refusals import refuse_model
 from gcbs_st.training.replan_callback import ReplanCallback
 from gcbs_st.training.replanner import Replanner
 from gcbs_st.training.row_memory import RowMemory
-from gcbs_st.training.rule import AUTO, MASKED_AT_RANDOM, PLANNER, Setting, is_static, supported_setting
+from gcbs_st.training.rule import MASKED_AT_RANDOM
 from gcbs_st.training.sharding import complete_state, fsdp_version, is_zero_3, whole_weights, wrapped_as_a_whole
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class PlannedTraining(PlannedLoading):
         self._run_folder: Path | None = None
         self.row_memory = RowMemory(self, super().collect_features)
         self.began = 0.0
-        self._of_one_text: dict[str, bool] = {}
+        self.auto = AutoChoices(self)
         self._take_planner(args if args is not None else self.training_args_class("unused"))
         super().__init__(model, args, train_dataset, *rest, **kwargs)
         vars(self.args)["claimed"] = True
@@ -304,62 +305,17 @@ class PlannedTraining(PlannedLoading):
         """The states that losses keep of rows, since the trainer first trained."""
         return self.row_memory.row_states
 
-    @property
-    def auto_setting(self) -> Setting | None:
-        """What the view "auto" stands for; None for any other view."""
-        if self.args.views != [AUTO] or self.train_dataset is None:
-            return None
-        if self.args.embedding_source == "harvest":  # which has no other view
-            return Setting("model", "harvested embeddings are the model's own")
-        return supported_setting(self.model)
-
-    @property
-    def views(self) -> list[Any]:
-        """The views of the arguments, with that of the rule in the place of "auto"."""
-        setting = self.auto_setting
-        return self.args.views if setting is None else [setting.view]
-
-    def chooses_hardness(self, name: str) -> bool:
-        """Whether "auto" looks at a dataset's first plan to say how hard batches are: see `gcbs_st.training.rule`."""
-        looks = self.args.chooses_hardness and not self.plans_differently and len(self.source.parts[name].columns) > 1
-        return looks and not is_static(self.model) and not masks_negatives(self.loss_of(name))
-
-    def leaves_random(self, name: str) -> bool:
-        """Whether "auto" leaves the batches of a dataset to chance: dropout makes pairs of its single texts.
-
-        Unsupervised training lost by planned batches (docs/results.md), whatever view they were planned on.
-        """
-        if self.args.planner != AUTO or self.args.planner_columns is not None or self.plans_differently:
-            return False
-        if name not in self._of_one_text:
-            dataset = self.training_parts()[name]
-            self._of_one_text[name] = has_one_text(dataset, self.data_collator.valid_label_columns)
-        return self._of_one_text[name]
-
     def _begin_training(self) -> None:
         """Opens what is kept of rows; on all ranks, where no user can come alone."""
         # Again, where the host starts anew with smaller batches after it ran out of memory.
         self.resume_folder = self._resumed_from
-        self._of_one_text.clear()  # of a training set that may have been another
+        self.auto.forget_rows()  # of a training set that may have been another
         for name in self.planned_samplers:
             self.check_clusters(name)
         if self.is_world_process_zero():
-            self._say_what_auto_is()
+            self.auto.say()
         if self.planned_samplers or needs_row_ids(self.loss):
             self.row_memory.open(self._run_folder or Path(str(self.args.output_dir)))
-
-    def _say_what_auto_is(self) -> None:
-        left = [name for name in self.planned_samplers if self.leaves_random(name)]
-        for name in left:
-            logger.info(
-                "planner: auto leaves the batches of %s random: its rows are one text each, and training on two views "
-                "of one text lost by planned batches. Name a planner to plan them all the same.",
-                name or "the training set",
-            )
-        if (setting := self.auto_setting) is not None and len(left) < len(self.planned_samplers):
-            field = "planner" if self.args.planner == AUTO else "planner_view"
-            what = f"{PLANNER!r} with " if field == "planner" else ""
-            logger.info("%s: auto stands for %s%s.", field, what, setting)
 
     def check_clusters(self, name: str) -> None:
         """Raises a ValueError if a batch cannot be made of as many clusters as the planner is asked for."""

@@ -128,7 +128,7 @@ def _refuse_sharded(trainer: Any) -> None:
 
     A process that embeds rows on its own waits for the weights of others, which embed other numbers of rows, or none.
     """
-    args, views = trainer.args, trainer.views
+    args, views = trainer.args, trainer.auto.views
     by_model = "model" in [view for view in views if isinstance(view, str)]
     zero, version = is_zero_3(trainer), fsdp_version(trainer)
     run = "DeepSpeed ZeRO-3" if zero else "FSDP"

@@ -16,20 +16,15 @@ import numpy as np
 
 from gcbs_st.batches.checkpoint import read_plan
 from gcbs_st.batches.sampler import PlannedBatchSampler
-from gcbs_st.embeddings.encode import preserved_state
-from gcbs_st.embeddings.source import INITIAL, Fetched
-from gcbs_st.planners import check_order, name_of
+from gcbs_st.embeddings.source import Fetched
+from gcbs_st.planners import check_order
 from gcbs_st.planners.algorithms.clusters import deal_clusters, redeal_clusters, rows_per_cluster, without_repeats
 from gcbs_st.planners.algorithms.contradictions import Contradictions
 from gcbs_st.planners.base import abilities_of, check_batches, check_pairs, configured
-from gcbs_st.planners.estimate import estimate_quality
-from gcbs_st.planners.quality import PlanQuality
 from gcbs_st.ranks import agree, agree_on_rows, failing_together
-from gcbs_st.rows.columns import text_names
-from gcbs_st.training.auto_hardness import choose_hardness
-from gcbs_st.training.loss_facts import guard_margin, loss_scale, scores_dot_products
+from gcbs_st.training.loss_facts import guard_margin, loss_scale
 from gcbs_st.training.parallel_planning import plan_with_all, splits_work
-from gcbs_st.training.plan_advice import advise_on_plan, masked_at_random
+from gcbs_st.training.plan_records import MadePlan, PlanRecords
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +38,7 @@ class Replanner:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.plans_made = 0
-        self._last_parts: dict[str, np.ndarray] = {}  # the batch of each row in the plan before, -1 for none
+        self.records = PlanRecords(trainer)
 
     def begin_epoch(self, epoch: int, plan: bool) -> None:
         """Starts an epoch, with the plan of the checkpoint that the run resumes from or a new one."""
@@ -135,7 +130,7 @@ class Replanner:
         planned = stop - start * sampler.batch_size
         able, rng = abilities_of(self.trainer.planner), sampler.rng(_PLAN, sampler.plan_count, index)
         size, once = self.trainer.contrast_size(name), able.covers_each_row_once
-        cluster_size = self._cluster_size(sampler, size) if plan and not self.trainer.leaves_random(name) else 1
+        cluster_size = self._cluster_size(sampler, size) if plan and not self.trainer.auto.leaves_random(name) else 1
         if cluster_size == 1 or not (able.needs_embeddings or self.trainer.plans_differently):
             new = rng.permutation(np.sort(tail[:planned]))  # needs no embeddings
             new = self._separated(new, tail[:planned], name)
@@ -155,8 +150,13 @@ class Replanner:
             source.unreported_seconds = 0.0
             if not agree(len(fetched.rows) >= 2 * size, ranks):
                 return
-            if sampler.hardness is None and self.trainer.chooses_hardness(name):
-                sampler.hardness = self._choose_hardness(name, index, fetched, size)
+            if sampler.hardness is None and self.trainer.auto.chooses_hardness(name):
+                sampler.hardness = self.trainer.auto.choose_hardness(
+                    name,
+                    lambda: check_pairs(fetched.arrays[0], fetched.arrays[-1], size),
+                    lambda: self._contradictions(name, fetched.rows, fetched),
+                    sampler.rng(_CHOOSE, index),
+                )
                 cluster_size = self._cluster_size(sampler, size)
             new, scale = np.empty(planned, np.int64), agree(self._scale(name), ranks)
             with failing_together("planning", ranks), self.trainer.planner_for(name, scale):
@@ -175,29 +175,6 @@ class Replanner:
         return rows_per_cluster(
             args.hardness.at(state.global_step, state.max_steps) if chosen is None else chosen, size
         )
-
-    def _choose_hardness(self, name: str, index: int, fetched: Fetched, size: int) -> float:
-        """How hard "auto" makes the batches of a dataset in this run, the same on all ranks; said where it is not the hardest."""
-        ranks, chosen, why = self.trainer.args.world_size, 1.0, ""
-        with failing_together("planning", ranks):
-            if self.trainer.is_world_process_zero():
-                with preserved_state(
-                    self.trainer.model
-                ):  # a transform of the user's, which makes columns, may draw numbers
-                    labels = self.trainer.data_collator.valid_label_columns
-                    texts = text_names(self.trainer.source.parts[name].dataset, labels)
-                pairs = check_pairs(fetched.arrays[0], fetched.arrays[-1], size)
-                shared = self._contradictions(name, fetched.rows, fetched)
-                rng = self.trainer.planned_samplers[name].rng(_CHOOSE, index)
-                chosen, why = choose_hardness(pairs, shared, size, rng, has_negatives=len(texts) > 2)
-        if chosen < 1:
-            logger.info(
-                "planner: auto composes the batches of %s at planner_hardness=%g. %s Set planner_hardness=1 for the hardest.",
-                name or "the training set",
-                chosen,
-                why,
-            )
-        return agree(chosen, ranks)
 
     def _only_redeals(self, sampler: PlannedBatchSampler, cluster_size: int, once: bool) -> bool:
         """Whether a plan would find what the one in force found: nothing has changed but which rows are left."""
@@ -253,36 +230,13 @@ class Replanner:
             # Rows without embeddings fill batches of their own, in the order that they had.
             new = rows[check_order(order, len(rows), repr(planner))]
             new = self._separated(np.concatenate([new, tail[~np.isin(tail, rows)]]), tail, name)
-        quality = self._measure(name, rows, pairs, new, size, against)
-        if name not in self._last_parts:  # the first plan of this dataset, whose loss may be its own
-            self._check_guard(name, pairs)
-            advise_on_plan(self.trainer, name, pairs, new, size, quality, hardest=cluster_size == size)
+        plan = MadePlan(name, rows, pairs, new, size, cluster_size == size, against, fetched.ages, len(order))
+        quality = self.records.measure(plan)
         plan_seconds = time.perf_counter() - began
         self.trainer.source.seconds += plan_seconds
         self.plans_made += 1
-        record: dict[str, float] = {} if quality is None else quality.logged()
-        record |= {
-            "planned_rows": len(order),
-            "embed_seconds": round(embed_seconds, 4),
-            "plan_seconds": round(plan_seconds, 4),
-            "time_share": self.trainer.time_share(),
-        }
-        if (repeated := self._repeated(name, new, size)) is not None:
-            record["repeated"] = repeated
-        if len(fetched.ages):
-            record |= {"embedding_age": float(fetched.ages.mean()), "embedding_age_max": float(fetched.ages.max())}
-        self._report(name, record)
-        prefix = f"gcbs/{name}/" if name else "gcbs/"
-        self.trainer.log({prefix + key: value for key, value in record.items()})
+        self.records.log(plan, quality, {"embed_seconds": embed_seconds, "plan_seconds": plan_seconds})
         return new
-
-    def _check_guard(self, name: str, pairs: tuple[np.ndarray, np.ndarray]) -> None:
-        """Warns where the loss's guard would ignore much of what random batches hold: by the (m, d) unit rows of pairs."""
-        margin, view = guard_margin(self.trainer.loss_of(name)), self.trainer.source.options.planned_views[0]
-        of_model = view is None or view.name == INITIAL  # a reference's embeddings are not what the guard sees
-        if margin is None or not of_model:
-            return
-        self.trainer.warn_of_guard(masked_at_random(pairs, margin))
 
     def _contradictions(self, name: str, rows: np.ndarray, fetched: Fetched) -> Contradictions | None:
         """Which of the (m,) rows are no negatives of each other, as the loss and the user have it; None if all are."""
@@ -297,69 +251,6 @@ class Replanner:
             held = Contradictions(None, None, shared.held.starts, shared.held.values, shared.held.strong).of(rows)
             found = replace(held, margin=margin, judge=judge)
         return found or None
-
-    def _repeated(self, name: str, order: np.ndarray, size: int) -> float | None:
-        """The share of pairs of rows in a batch that shared one in the plan before, too; None at the first.
-
-        A window of a stream has other rows than the one before.
-        """
-        part = np.full(self.trainer.planned_samplers[name].rows, -1)
-        whole = order[: len(order) // size * size]
-        part[whole] = np.arange(len(whole)) // size
-        last, self._last_parts[name] = self._last_parts.get(name), part
-        if last is None or len(last) != len(part) or self.trainer.feed is not None:
-            return None
-        met = np.sort(last[whole].reshape(-1, size), axis=1)
-        pairs = sum(int(((run * (run - 1)) // 2).sum()) for run in map(_run_lengths, met))
-        return pairs / max(1, len(met) * size * (size - 1) // 2)
-
-    def _measure(  # noqa: PLR0913 - one caller, which has all of these
-        self,
-        name: str,
-        rows: np.ndarray,
-        pairs: tuple[np.ndarray, np.ndarray],
-        new: np.ndarray,
-        size: int,
-        against: Contradictions | None,
-    ) -> PlanQuality | None:
-        """The quality of the batches whose rows all have embeddings; None if there is no such batch, or no pair in them."""
-        blocks = new[: len(new) // size * size].reshape(-1, size)
-        measured = np.searchsorted(rows, blocks[np.isin(blocks, rows).all(axis=1)].ravel())
-        are_pairs = self._are_pairs(name, rows)
-        if not len(measured) or (are_pairs is not None and not are_pairs[measured].any()):
-            return None
-        scale = loss_scale(self.trainer.loss_of(name), self.trainer.source.mean_square_norm(name))
-        return estimate_quality(*pairs, measured, size, scale=scale, are_pairs=are_pairs, contradictions=against)
-
-    def _are_pairs(self, name: str, rows: np.ndarray) -> np.ndarray | None:
-        """(m,) bool, False for rows whose label says that their texts do not belong together; None without labels."""
-        dataset = self.trainer.source.parts[name].dataset
-        labels = [one for one in self.trainer.data_collator.valid_label_columns if one in dataset.column_names]
-        if not labels:
-            return None
-        values = np.asarray(dataset.with_format(None)[labels[0]][:])
-        return values[rows] > 0 if values.ndim == 1 and np.issubdtype(values.dtype, np.number) else None
-
-    def _report(self, name: str, record: dict[str, float]) -> None:
-        """One line for each plan, and one per run where the plan does not see all that the loss does."""
-        columns = self.trainer.source.parts[name].columns
-        if scores_dot_products(self.trainer.loss_of(name)):
-            self.trainer.warn_once(
-                f"dot products of {name}",
-                "%s scores with dot products, but plans go by cosines: the norms of the embeddings move no row. What is "
-                "logged of plans is of cosines times the mean squared norm, as if all embeddings were of that norm.",
-                type(self.trainer.loss_of(name)).__name__,
-            )
-        logger.info(
-            "Planned %d rows of %s with %s on %s: embedding %.1f s, planning %.1f s%s.",
-            record["planned_rows"],
-            name or "the training set",
-            name_of(self.trainer.planner),
-            " and ".join(column.name for column in columns),
-            record["embed_seconds"],
-            record["plan_seconds"],
-            f", closed {record['closed']:.2f}" if "closed" in record else "",
-        )
 
     def _splits_work(self) -> bool:
         """Whether all ranks plan; a user's own `plan_batches` is promised all rows, on the main one."""
@@ -415,8 +306,3 @@ class Replanner:
         """Batches in random order; the batches that the ranks draw in one step stay side by side."""
         steps = order.reshape(-1, ranks * sampler.batch_size)
         return sampler.rng(_SHUFFLE, sampler.plan_count).permutation(steps).ravel()
-
-
-def _run_lengths(parts: np.ndarray) -> np.ndarray:
-    """How often each number stands in an ascending array, those below 0 left out."""
-    return np.unique(parts[parts >= 0], return_counts=True)[1]

@@ -85,7 +85,7 @@ class RowMemory:
     def remember_initial(self) -> None:
         """Puts aside the weights that training begins with, which a checkpoint is about to replace, if they are needed."""
         if (
-            INITIAL in (*map(str, self.trainer.views), str(self.trainer.args.planner_reference))
+            INITIAL in (*map(str, self.trainer.auto.views), str(self.trainer.args.planner_reference))
             and self._embeds_rows()
         ):
             weights = copy_weights(self.trainer.model)
@@ -99,7 +99,7 @@ class RowMemory:
         """Whether any plan will ask for embeddings."""
         asked = abilities_of(self.trainer.planner).needs_embeddings or self.trainer.plans_differently
         names = self.trainer.training_parts()  # none of a stream of which nothing was read
-        return asked and not (names and all(map(self.trainer.leaves_random, names)))
+        return asked and not (names and all(map(self.trainer.auto.leaves_random, names)))
 
     def _fixed_view(self, given: Any, parts: Mapping[str, TrainingPart]) -> FixedView | None:
         """What stands for a view in the arguments; None for the model as it is. The same object until the run ends."""
@@ -222,7 +222,7 @@ class RowMemory:
         """
         trainer, args, parts = self.trainer, self.trainer.args, parts or {}
         judge = args.planner_reference
-        views = [self._fixed_view(view, parts) for view in self.trainer.views] if self._embeds_rows() else [None]
+        views = [self._fixed_view(view, parts) for view in self.trainer.auto.views] if self._embeds_rows() else [None]
         in_files = args.embedding_storage == "disk" if args.world_size == 1 else on_one_node(args.world_size)
         # Static models have no limit, and take as many texts as anybody has.
         length = getattr(trainer.model, "max_seq_length", None) or math.inf

@@ -111,7 +111,8 @@ def draw_pairs(block: int, dimensions: int, seed: int) -> list[np.ndarray]:
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
     """Returns seconds and peak bytes of a plan, and what is estimated that it closes of the gap."""
     from gcbs_st.planners import check_order, make_planner
-    from gcbs_st.planners.cells import ReleasedRows, plan_in_cells
+    from gcbs_st.planners.algorithms.mapped_rows import ReleasedRows
+    from gcbs_st.planners.cells import plan_in_cells
     from gcbs_st.planners.estimate import estimate_quality
 
     name, *options = job["planner"].split(",")

@@ -23,7 +23,7 @@ from torch import nn
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
 from gcbs_st.losses import CachedGuardedMultipleNegativesRankingLoss, GuardedMultipleNegativesRankingLoss
-from gcbs_st.losses.guarded import false_negative_threshold
+from gcbs_st.losses.guard import false_negative_threshold
 
 BOTH = [GuardedMultipleNegativesRankingLoss, CachedGuardedMultipleNegativesRankingLoss]
 EXTRA = ("query_to_query", "doc_to_query", "doc_to_doc")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gcbs_st.planners import BestPlanner, BisectPlanner, GCBSPlanner, RandomWalkPlanner, check_order
 from gcbs_st.planners import cells as cells_module
+from gcbs_st.planners.algorithms import spill
 from gcbs_st.planners.algorithms.contradictions import Contradictions
 from gcbs_st.planners.algorithms.trees import cut_cells, find_cells
 from gcbs_st.planners.cells import plan_by_cells, plan_in_cells
@@ -30,7 +31,7 @@ def make_rows(n, d=16, *, topics=40, seed=0, dtype=np.float32):
 def small_chunks(monkeypatch):
     """Chunks and buffers so small that rows come in many pieces."""
     monkeypatch.setattr(cells_module, "_CHUNK_ROWS", 97)
-    monkeypatch.setattr(cells_module, "_BUFFERED", 4096)
+    monkeypatch.setattr(spill, "BUFFERED", 4096)
 
 
 def slow_cells(points, tree):

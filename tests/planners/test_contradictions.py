@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gcbs_st.losses.guarded import false_negative_threshold
+from gcbs_st.losses.guard import false_negative_threshold
 from gcbs_st.planners import BestPlanner, HobitPlanner, PartitionPlanner
 from gcbs_st.planners.algorithms.contradictions import Contradictions, is_barred, limit_scores
 from gcbs_st.planners.algorithms.graph import find_in_cells

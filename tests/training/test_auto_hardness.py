@@ -205,7 +205,7 @@ def test_a_resumed_run_keeps_the_choice(tmp_path, own_cache, monkeypatch, step):
     def choose(*args, **kwargs):
         raise AssertionError("chosen again")
 
-    monkeypatch.setattr("gcbs_st.training.replanner.choose_hardness", choose)
+    monkeypatch.setattr("gcbs_st.training.auto.choose_hardness", choose)
     resumed = run(tmp_path / "resumed", rows, replan_steps=7, resume=True)
     assert [one for one in whole.trained if one[0] > step] == resumed.trained
     assert weights_hash(whole.model) == weights_hash(resumed.model)

@@ -115,7 +115,7 @@ class Contradictions:
 
 
 def limit_scores(own: np.ndarray, margin: float) -> np.ndarray:
-    """Returns (m,) float32 scores above which a row is no negative, as `gcbs_st.losses.guarded.false_negative_threshold`.
+    """Returns (m,) float32 scores above which a row is no negative, as `gcbs_st.losses.guard.false_negative_threshold`.
 
     >>> limit_scores(np.array([0.8, 0.0, -0.8]), 0.75).tolist()
     [0.6000000238418579, 0.0, -1.0]
