@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import SaveStrategy
 
 from gcbs_st.training.arguments import GCBSTrainingArguments, PlanningArguments
 
@@ -70,13 +71,15 @@ class ReplanCallback(TrainerCallback):
         scheduled = step in args.hardness.steps(state.max_steps)
         every = bool(interval) and (step - self._first_step) % interval == 0
         plans = self.plans(args, state)
-        due = plans and (warmed_up or scheduled or every)
+        # At the end of a run there is nothing left to draw, but by a longer one that resumes from its last checkpoint.
+        over = step >= state.max_steps and args.save_strategy == SaveStrategy.NO
+        due = plans and not over and (warmed_up or scheduled or every)
         cools = step == args.cooldown_start(state.max_steps) and step > args.planner_warmup_steps
         # A plan is logged, and the host takes any log for the one that is due at this step.
         should_log = control.should_log
         if due or cools:
             self._replan_tail(not cools)
-        elif plans:
+        elif plans and not over:
             self._plan_next_passes()
         control.should_log = should_log
 

@@ -257,3 +257,18 @@ def test_a_plan_is_small_and_leaves_no_temporary_file(tmp_path, static_model, pa
     assert {PLAN_FILE} == {name for name in host if "gcbs" in name or "tmp" in name}
     assert (tmp_path / "checkpoint-25" / PLAN_FILE).stat().st_size < 8 * len(pairs) + 2000
     assert np.int64 == read_plan(tmp_path / "checkpoint-25")[0][""]["order"].dtype
+
+
+def test_the_end_of_a_run_is_planned_only_for_a_longer_one(tmp_path, pairs):
+    """No embeddings are made that nobody draws from; a run that goes on from the last checkpoint finds its plan there."""
+
+    def planned_at(trainer: RecordingTrainer) -> list[int]:
+        return [entry["step"] for entry in trainer.state.log_history if "gcbs/plan_seconds" in entry]
+
+    alone = run(tmp_path / "a", pairs, make_static_model(), max_steps=6, save_strategy="no")
+    assert [0, 3] == planned_at(alone)
+    saved = run(tmp_path / "b", pairs, make_static_model(), max_steps=6)
+    assert [0, 3, 6] == planned_at(saved)
+    longer = run(tmp_path / "b", pairs, make_static_model(), resume=True, max_steps=10)
+    whole = run(tmp_path / "c", pairs, make_static_model(), max_steps=10)
+    assert [batch for step, batch in whole.trained if step > 6] == [batch for _, batch in longer.trained]
