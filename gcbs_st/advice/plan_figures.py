@@ -13,7 +13,7 @@ from gcbs_st.advice.sample import Sample
 from gcbs_st.batches.shared_values import SharedValues
 from gcbs_st.planners import make_planner
 from gcbs_st.planners.algorithms.contradictions import Contradictions, limit_scores
-from gcbs_st.planners.quality import masked_shares, plan_quality
+from gcbs_st.planners.quality import ROUNDING, masked_shares, plan_quality
 from gcbs_st.training.rule import JUDGED_MARGIN
 
 _MEASURED_BATCHES = 64
@@ -69,7 +69,7 @@ def measure_plans(
         batches[name] = order.reshape(-1, batch_size)
         drawn = batches[name][:_MEASURED_BATCHES]
         masked = masked_shares(sample.anchors, sample.positives, drawn, Contradictions(JUDGED_MARGIN))["masked"]
-        closed = (gap_random - quality.gap) / closable if closable > 1e-9 else 0.0
+        closed = (gap_random - quality.gap) / closable if closable > ROUNDING * scale else 0.0
         figures[name] = PlanFigures(closed, quality.false_negatives, masked)
     return figures, batches
 

@@ -172,7 +172,8 @@ class GuardedMultipleNegativesRankingLoss(Guarded, MultipleNegativesRankingLoss)
     Example:
         The second document is nearly the first: it is no negative of the first query, nor the first of the second.
 
-        >>> model = nn.Identity()  # a SentenceTransformer
+        >>> import torch
+        >>> model = torch.nn.Identity()  # a SentenceTransformer
         >>> loss = GuardedMultipleNegativesRankingLoss(model, margin=0.95)
         >>> queries = torch.eye(3)
         >>> queries[1] = queries[0]

@@ -29,6 +29,8 @@ _TRAINED = {
     "plan_masked": "masked",
     "worst_masked": "worst_masked",
 }
+# Of the scale: float32 rounds scores so that a gap which is none comes out as that much, by CPUs that sum in their own order.
+ROUNDING = 1e-6
 # Anchors multiplied with all positives at a time, and products: memory is four bytes a product, a few times over.
 _CHUNK_ROWS, _CHUNK_PRODUCTS = 512, 2**24
 
@@ -132,17 +134,21 @@ def plan_quality(  # noqa: PLR0913 - a keyword for each choice of the measuremen
     if compare:
         shuffled = _draw(np.random.default_rng(1).permutation(n), batch_size, sample_rows, seed)
         plain = _measure(anchors, positives, shuffled, scale, against, with_limit=True)
-        found |= {"gap_random": plain["gap"], "gap_limit": plain["gap_limit"], "closed": _closed(plain, measured, "")}
+        found |= {
+            "gap_random": plain["gap"],
+            "gap_limit": plain["gap_limit"],
+            "closed": _closed(plain, measured, "", scale),
+        }
         if against is not None:
-            found["trained_closed"] = _closed(plain, measured, "trained_")
+            found["trained_closed"] = _closed(plain, measured, "trained_", scale)
     return PlanQuality(**found)
 
 
-def _closed(plain: dict[str, float], measured: dict[str, float], which: str) -> float:
+def _closed(plain: dict[str, float], measured: dict[str, float], which: str, scale: float) -> float:
     """What a plan closes of the gap that random batches leave, of one of the losses."""
     closable = plain[which + "gap"] - plain[which + "gap_limit"]
     # Where all rows are alike no plan can differ from any other: nothing was closable.
-    return (plain[which + "gap"] - measured[which + "gap"]) / closable if closable > 1e-9 else 0.0
+    return (plain[which + "gap"] - measured[which + "gap"]) / closable if closable > ROUNDING * scale else 0.0
 
 
 def masked_shares(

@@ -44,7 +44,7 @@ def trainer(
         ),
         is_fsdp_enabled=fsdp is not None,
         args=SimpleNamespace(**{**usual, "world_size": 2, **given}),
-        views=list(views),
+        auto=SimpleNamespace(views=list(views)),
         planner=make_planner(planner) if isinstance(planner, str) else planner,
         loss=loss or nn.Identity(),
         model=model or nn.Identity(),

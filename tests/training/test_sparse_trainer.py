@@ -196,11 +196,15 @@ def test_harvested_rows_are_the_encoded_ones(tmp_path, loss, columns, given):
         model, rows, trainer.seen, text_columns(rows), batch_size=16, view=RandomProjection(40, trainer.args.seed)
     )
     for harvested, encoded, column in zip(trainer.harvested, ours, ("anchor", "positive"), strict=True):
-        np.testing.assert_allclose(harvested, encoded, atol=2e-2 if "bf16" in given else 1e-5)
+        # The trained model's forward stays under autocast, whose sums go by the shape of the batch on some CPUs.
+        atol = 2e-2 if "bf16" in given else 1e-5
+        np.testing.assert_allclose(harvested, encoded, atol=atol)
         # Against the host's own `encode`, with the signs written out.
         signs = np.random.default_rng([42, 40]).integers(0, 2, (V + 1, 40), dtype=np.int8)[:-1] * 2.0 - 1
         expected = dense(model, rows[column]) @ signs
-        np.testing.assert_allclose(encoded, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-4)
+        np.testing.assert_allclose(
+            encoded, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=max(atol, 1e-4)
+        )
 
 
 @pytest.mark.parametrize("source", ["encode", "harvest"])

@@ -91,7 +91,7 @@ def test_a_round_robin_epoch_is_as_long_as_the_host_makes_it(tmp_path):
     callback._replan_tail = trainer.replanner.replan_tails
     trainer.train()
     assert 12 == trainer.state.global_step
-    assert [0, 6, 12] == seen
+    assert [0, 6] == seen, "at the end of a run that keeps no checkpoint there is nothing to plan for"
 
 
 class OwnPlanner:
