@@ -53,7 +53,8 @@ class AutoChoices:
     def leaves_random(self, name: str) -> bool:
         """Whether the batches of a dataset are left to chance: dropout makes pairs of its single texts.
 
-        Unsupervised training lost by planned batches (docs/results.md), whatever view they were planned on.
+        Unsupervised training lost by batches planned before it; soft ones planned while it went on gained with one seed of
+        two (docs/results.md), which is no ground for a default.
         """
         args = self.trainer.args
         if args.planner != AUTO or args.planner_columns is not None or self.trainer.plans_differently:
@@ -107,7 +108,7 @@ class AutoChoices:
         for name in left:
             logger.info(
                 "planner: auto leaves the batches of %s random: its rows are one text each, and training on two views "
-                "of one text lost by planned batches. Name a planner to plan them all the same.",
+                "of one text lost by batches planned before it. Name a planner to plan them all the same.",
                 name or "the training set",
             )
         if (setting := self.setting) is not None and len(left) < len(names):
