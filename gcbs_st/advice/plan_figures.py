@@ -13,7 +13,7 @@ from gcbs_st.advice.sample import Sample
 from gcbs_st.batches.shared_values import SharedValues
 from gcbs_st.planners import make_planner
 from gcbs_st.planners.algorithms.contradictions import Contradictions, limit_scores
-from gcbs_st.planners.quality import ROUNDING, masked_shares, plan_quality
+from gcbs_st.planners.quality import closed_share, masked_shares, plan_quality
 from gcbs_st.training.rule import JUDGED_MARGIN
 
 _MEASURED_BATCHES = 64
@@ -65,11 +65,10 @@ def measure_plans(
         )
         if name == "random":
             gap_random, gap_limit = quality.gap, quality.gap_limit or 0.0
-        closable = gap_random - gap_limit
         batches[name] = order.reshape(-1, batch_size)
         drawn = batches[name][:_MEASURED_BATCHES]
         masked = masked_shares(sample.anchors, sample.positives, drawn, Contradictions(JUDGED_MARGIN))["masked"]
-        closed = (gap_random - quality.gap) / closable if closable > ROUNDING * scale else 0.0
+        closed = closed_share(gap_random - quality.gap, gap_random - gap_limit, scale)
         figures[name] = PlanFigures(closed, quality.false_negatives, masked)
     return figures, batches
 

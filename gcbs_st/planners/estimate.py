@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gcbs_st.planners.algorithms.contradictions import Contradictions
-from gcbs_st.planners.quality import ROUNDING, TAIL, PlanQuality, log_sum_exp, masked_shares
+from gcbs_st.planners.quality import TAIL, PlanQuality, closed_share, log_sum_exp, masked_shares
 
 # Products with all rows, and products within batches: a tenth of a second on two cores each.
 _WIDE_PRODUCTS, _NEAR_PRODUCTS = 2**23, 2**22
@@ -119,7 +119,7 @@ def _estimate(  # noqa: PLR0913 - what its caller was given
         rows=n,
         gap_random=gap_random,
         gap_limit=gap_limit,
-        closed=gained / closable if closable > ROUNDING * scale else 0.0,
+        closed=closed_share(gained, closable, scale),
     )
 
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from gcbs_st.embeddings.encode import preserved_state
 from gcbs_st.planners.algorithms.contradictions import Contradictions
 from gcbs_st.ranks import agree, failing_together
-from gcbs_st.rows.columns import has_one_text, text_names
+from gcbs_st.rows.columns import has_one_text
 from gcbs_st.training.auto_hardness import choose_hardness
 from gcbs_st.training.loss_facts import masks_negatives
 from gcbs_st.training.rule import AUTO, PLANNER, Setting, is_static, supported_setting
@@ -87,9 +86,7 @@ class AutoChoices:
         ranks, chosen, why = self.trainer.args.world_size, 1.0, ""
         with failing_together("planning", ranks):
             if self.trainer.is_world_process_zero():
-                with preserved_state(self.trainer.model):  # a user's transform, which makes columns, may draw numbers
-                    labels = self.trainer.data_collator.valid_label_columns
-                    texts = text_names(self.trainer.source.parts[name].dataset, labels)
+                texts = self.trainer.row_memory.texts_of(name)
                 size = self.trainer.contrast_size(name)
                 chosen, why = choose_hardness(pairs(), shared(), size, rng, has_negatives=len(texts) > 2)
         if chosen < 1:

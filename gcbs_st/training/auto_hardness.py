@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from gcbs_st.batches.shared_values import SharedValues
@@ -47,13 +49,12 @@ def false_share(
     anchors, positives = (side[sample] for side in pairs)
     order = make_planner(PLANNER).plan(anchors, positives, batch_size, rng)
     order = order[: len(order) // batch_size * batch_size]
-    known = Contradictions() if shared is None else shared.of(sample)
-    known = Contradictions(None, None, known.starts, known.values, known.strong)
+    known = Contradictions() if shared is None else replace(shared.of(sample), margin=None, judge=None)
     if known.starts is not None and known.values is not None:
         rows = np.repeat(np.arange(len(sample)), np.diff(known.starts))
         order = SharedValues(rows, known.values, known.strong, len(sample)).separate(order, batch_size)
     batches = order.reshape(-1, batch_size)
     batches = rng.permutation(batches)[:_MEASURED_BATCHES]
-    looks_false = Contradictions(JUDGED_MARGIN, None, known.starts, known.values, known.strong)
+    looks_false = replace(known, margin=JUDGED_MARGIN)
     met = masked_shares(anchors, positives, batches, known)["masked"] if known else 0.0
     return masked_shares(anchors, positives, batches, looks_false)["masked"] - met

@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 
 from gcbs_st.batches.shared_values import SharedValues
-from gcbs_st.embeddings.encode import preserved_state
 from gcbs_st.planners import name_of
 from gcbs_st.planners.algorithms.contradictions import Contradictions
 from gcbs_st.planners.quality import PlanQuality, masked_shares
-from gcbs_st.rows.columns import text_names
 from gcbs_st.training.loss_facts import masks_negatives
 from gcbs_st.training.rule import MASKED_AT_RANDOM
 
@@ -81,12 +79,10 @@ def advise_on_plan(  # noqa: PLR0913 - what there is to know of a plan
 
 def _on_repeats(trainer: Any, name: str, of: str) -> None:
     shared: SharedValues | None = trainer.contradicting.get(name)  # also where the loss needs no rows apart
-    source = trainer.source.parts.get(name)
-    if not shared or source is None:
+    if not shared or name not in trainer.source.parts:
         return
     rows = trainer.planned_samplers[name].rows
-    with preserved_state(trainer.model):  # a transform of the user's, which makes columns, may draw numbers
-        texts = text_names(source.dataset, trainer.data_collator.valid_label_columns)
+    texts = trainer.row_memory.texts_of(name)
     if (repeats := shared.count_repeats(len(texts))) > _MOST_REPEATED * rows:
         trainer.warn_once(
             f"repeats of {name}",

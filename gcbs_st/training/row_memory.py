@@ -174,6 +174,10 @@ class RowMemory:
         if self.row_states is not None:
             self.row_states.load(folder)
 
+    def texts_of(self, name: str) -> list[str]:
+        """Returns the columns of texts that the loss sees of a dataset's rows."""
+        return self._texts[name]
+
     def _parts(self) -> dict[str, TrainingPart]:
         trainer, parts = self.trainer, {}
         labels = trainer.data_collator.valid_label_columns
