@@ -18,7 +18,9 @@ from sentence_transformers import SentenceTransformer
 
 from gcbs_st.embeddings.encode import preserved_state
 from gcbs_st.embeddings.fixed import Embedder, FixedView, copy_weights, weights_digest
-from gcbs_st.embeddings.source import EMBEDDINGS_FOLDER, INITIAL, EmbeddingSource, SourceOptions
+from gcbs_st.embeddings.harvested_rows import EMBEDDINGS_FOLDER
+from gcbs_st.embeddings.source import INITIAL, EmbeddingSource
+from gcbs_st.embeddings.source_options import SourceOptions
 from gcbs_st.files import read_json, write_json
 from gcbs_st.planners.base import abilities_of
 from gcbs_st.ranks import on_one_node

@@ -55,7 +55,8 @@ class Look(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.trainer.source.sync()
-        for name, store in self.trainer.source.stores.items():
+        harvested = self.trainer.source.harvested
+        for name, store in ({} if harvested is None else harvested.stores).items():
             self.steps[name] = store.steps()
             seen = np.flatnonzero(self.steps[name] != NEVER)
             self.arrays[name] = [np.array(array) for array in store.read(seen)] if len(seen) else []
@@ -349,13 +350,13 @@ class Counting:
 
     def __init__(self, monkeypatch) -> None:
         self.rows: list[int] = []
-        from gcbs_st.embeddings import source as sources
+        from gcbs_st.embeddings import row_encoder
 
         def encode(model, dataset, rows, columns, **given):
             self.rows.append(len(rows))
             return encode_rows(model, dataset, rows, columns, **given)
 
-        monkeypatch.setattr(sources, "encode_rows", encode)
+        monkeypatch.setattr(row_encoder, "encode_rows", encode)
 
 
 def test_old_rows_are_encoded_within_the_budget(tmp_path, monkeypatch):

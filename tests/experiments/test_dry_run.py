@@ -201,7 +201,7 @@ def test_harvested_rows_are_not_priced_as_encoded(options, rough, monkeypatch, s
     )  # fmt: skip
     encoded = []
     monkeypatch.setattr(
-        "gcbs_st.embeddings.source.encode_rows",
+        "gcbs_st.embeddings.row_encoder.encode_rows",
         lambda m, d, rows, *a, **k: encoded.append(len(rows)) or encode_rows(m, d, rows, *a, **k),
     )
     trainer = GCBSTrainer(static_model, args, pairs, loss=MultipleNegativesRankingLoss(static_model))

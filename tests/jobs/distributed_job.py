@@ -97,7 +97,7 @@ class Stored(TrainerCallback):
         source.sync()
         if not self.trainer.is_world_process_zero():
             return
-        part, store = source.parts[""], source.stores[""]
+        part, store = source.parts[""], source.harvested.stores[""]
         rows = np.flatnonzero(store.steps() >= 0)
         encoded = encode_rows(self.trainer.model, part.dataset, rows, part.columns, batch_size=16)
         errors = [np.abs(one - other).max() for one, other in zip(store.read(rows), encoded, strict=True)]

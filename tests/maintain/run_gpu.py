@@ -158,7 +158,7 @@ def check_harvest(place: Place, precision: str) -> str:
     class Look(TrainerCallback):
         def on_train_end(self, *_: Any, **__: Any) -> None:
             trainer.source.sync()
-            kept.append([np.array(array) for array in trainer.source.stores[""].read(np.arange(len(rows)))])
+            kept.append([np.array(array) for array in trainer.source.harvested.stores[""].read(np.arange(len(rows)))])
 
     trainer.add_callback(Look())
     with plans_by_torch(place):

@@ -112,7 +112,7 @@ class Watching(Recording):
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if self.args.embedding_source == "harvest":
             self.source.sync()
-            store = self.source.stores[""]
+            store = self.source.harvested.stores[""]
             self.seen = np.flatnonzero(store.steps() != NEVER)
             self.harvested = [np.array(one) for one in store.read(self.seen)]
 

@@ -347,13 +347,13 @@ def test_string_ids_are_trained_as_the_host_trains_them_after_its_warning(tmp_pa
         .select_columns(["doc_id", "anchor", "positive"])
     )
     before = []
-    from gcbs_st.embeddings import source as sources
+    from gcbs_st.embeddings import row_encoder
 
     def noting(*args: Any, **given: Any) -> Any:
         before.extend(warnings_of(caplog, "look like ID columns"))
         return encode_rows(*args, **given)
 
-    monkeypatch.setattr(sources, "encode_rows", noting)
+    monkeypatch.setattr(row_encoder, "encode_rows", noting)
     logging.getLogger("sentence_transformers").propagate = True
     logging.getLogger("transformers").propagate = True
     monkeypatch.setattr(
@@ -474,7 +474,7 @@ def test_a_loss_that_no_composition_can_help_is_trained_as_by_the_host(tmp_path,
     """Batches and weights are the host's to the last bit; nothing is embedded or logged; one warning says why."""
     loss, rows = UNHELPED[name]
     monkeypatch.setattr(
-        "gcbs_st.embeddings.source.encode_rows", lambda *args, **given: pytest.fail("rows were embedded")
+        "gcbs_st.embeddings.row_encoder.encode_rows", lambda *args, **given: pytest.fail("rows were embedded")
     )
     weights = []
     for trainer_class, args in (

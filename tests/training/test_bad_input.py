@@ -72,7 +72,7 @@ ROWS = {
 def test_rows_that_make_no_batch(tmp_path, monkeypatch, rows, parts):
     """What no loss could take is refused before any row is embedded, trained or written."""
     embedded = []
-    monkeypatch.setattr("gcbs_st.embeddings.source.encode_rows", lambda *args, **given: embedded.append(args))
+    monkeypatch.setattr("gcbs_st.embeddings.row_encoder.encode_rows", lambda *args, **given: embedded.append(args))
     with pytest.raises(ValueError) as error:
         make_trainer(tmp_path, rows()).train()
     assert [] == embedded

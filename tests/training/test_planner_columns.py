@@ -48,7 +48,7 @@ class Keeping(GCBSTrainer):
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if self.args.embedding_source == "harvest":
             self.source.sync()
-            self.kept = {name: (store.steps(), store) for name, store in self.source.stores.items()}
+            self.kept = {name: (store.steps(), store) for name, store in self.source.harvested.stores.items()}
             self.kept = {
                 name: (np.flatnonzero(steps != NEVER), store.read(np.flatnonzero(steps != NEVER)))
                 for name, (steps, store) in self.kept.items()

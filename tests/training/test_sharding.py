@@ -13,7 +13,7 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from torch import nn
 
 from gcbs_st import GCBSTrainer, GCBSTrainingArguments
-from gcbs_st.embeddings.source import EmbeddingSource
+from gcbs_st.embeddings.row_encoder import RowEncoder
 from gcbs_st.losses import EMC2Loss, SogCLRLoss
 from gcbs_st.planners import make_planner
 from gcbs_st.training.refusals import refuse_unsupported
@@ -169,12 +169,11 @@ def test_a_state_is_completed_without_a_step(kind):
         assert not any(value.any() for value in (fresh["step"], fresh["exp_avg"], fresh["exp_avg_sq"]))
 
 
-def test_a_source_never_encodes_with_a_shard():
+def test_rows_are_never_encoded_with_a_shard():
     """Should anything ask for it after all, it is an error and no pass that waits for other processes."""
-    source = object.__new__(EmbeddingSource)
-    source.options, source.parts = SimpleNamespace(encodes=False), {"": None}
+    encoder = RowEncoder(None, {"": None}, SimpleNamespace(encodes=False))
     with pytest.raises(ValueError, match="no process holds whole"):
-        source._encode_own("", torch.arange(3).numpy())
+        encoder.encode_own("", torch.arange(3).numpy())
 
 
 def test_the_losses_say_whether_they_embed_rows():

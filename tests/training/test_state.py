@@ -150,7 +150,7 @@ def test_a_curriculum_for_any_batch_size(tmp_path, size, rows):
 def test_clusters_that_make_no_batch_are_refused_before_anything_is_embedded(tmp_path, monkeypatch):
     """The message says what would divide it."""
     monkeypatch.setattr(
-        "gcbs_st.embeddings.source.encode_rows", lambda *args, **given: pytest.fail("rows were embedded")
+        "gcbs_st.embeddings.row_encoder.encode_rows", lambda *args, **given: pytest.fail("rows were embedded")
     )
     with pytest.raises(ValueError, match="clusters_per_batch: got 3 with 8 rows .*expected a divisor of 8"):
         trained(tmp_path, planner_options={"clusters_per_batch": 3})

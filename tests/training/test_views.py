@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
 from gcbs_st import GCBSTrainingArguments
-from gcbs_st.embeddings import source
+from gcbs_st.embeddings import row_encoder
 from gcbs_st.losses import GuardedMultipleNegativesRankingLoss
 from gcbs_st.training.row_memory import VIEW_FILE
 
@@ -67,13 +67,13 @@ def train(folder, rows, model=None, resume=None, loss=MultipleNegativesRankingLo
 def passes(monkeypatch):
     """The number of rows of each encoding pass."""
     counts: list[int] = []
-    encode = source.encode_rows
+    encode = row_encoder.encode_rows
 
     def counting(model, dataset, rows, *args, **kwargs):
         counts.append(len(rows))
         return encode(model, dataset, rows, *args, **kwargs)
 
-    monkeypatch.setattr(source, "encode_rows", counting)
+    monkeypatch.setattr(row_encoder, "encode_rows", counting)
     return counts
 
 

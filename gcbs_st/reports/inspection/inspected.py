@@ -17,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from gcbs_st.batches.checkpoint import PLAN_FILE, last_whole_checkpoint, read_plan
 from gcbs_st.batches.plan_history import PLANS_FOLDER, StoredPlan, plan_files, read_stored_plan, step_of, stored_plan
 from gcbs_st.config import ExperimentConfig, LossConfig
-from gcbs_st.embeddings.source import EMBEDDINGS_FOLDER
+from gcbs_st.embeddings.harvested_rows import EMBEDDINGS_FOLDER
 from gcbs_st.experiments.training_run import initial_model
 from gcbs_st.files import read_json
 from gcbs_st.models.load import open_model, resolve_model_name
