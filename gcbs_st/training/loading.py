@@ -6,7 +6,7 @@ In: the training set as the user gave it. Out: batches of row ids, and who drew 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,10 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from torch.utils.data import BatchSampler, DataLoader
 
 from gcbs_st.batches.sampler import PlannedBatchSampler
-from gcbs_st.batches.shared_values import SharedValues
 from gcbs_st.rows.columns import text_names
 from gcbs_st.rows.training_set import RowFacts, fingerprint, parts_of, read_row_facts, require_rows, without_columns
 from gcbs_st.training.arguments import PlanningArguments
-from gcbs_st.training.loss_facts import contrasts_rows, gathers_negatives, masks_by_identity, name_loss
+from gcbs_st.training.loss_facts import contrasts_rows, gathers_negatives, name_loss
 from gcbs_st.training.mixing import DatasetMixing
 from gcbs_st.training.refusals import (
     refuse_mixing,
@@ -28,6 +27,7 @@ from gcbs_st.training.refusals import (
     refuse_sub_batches,
     refuse_unsupported,
 )
+from gcbs_st.training.rows_apart import RowsApart
 from gcbs_st.training.stream import PlannedStream, StreamFeed
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,7 @@ class PlannedLoading(DatasetMixing):
             (None, None) if args is None else (args.group_column, args.positives_column)
         )
         self.facts: dict[str, RowFacts] = {}
-        # By dataset, which rows are no negatives of each other, for planners and measures.
-        self.contradicting: dict[str, SharedValues] = {}
+        self.apart = RowsApart(self)
         self._fingerprint: str | None = None
         self._warned: set[str] = set()
         self._stream: IterableDataset | None = None  # as the user gave it, with the columns of facts
@@ -198,12 +197,12 @@ class PlannedLoading(DatasetMixing):
         """Makes some rows of a stream, with what is known of them, what is planned next, by a sampler of their own."""
         labels = self.data_collator.valid_label_columns
         self._window, self.facts = window, {"": facts}
-        shared = self._rows_apart("", window, labels)
+        shared = self.apart.shared_values("", window, labels)
         sampler = PlannedBatchSampler(
             window, batch_size, seed=seed, shared_values=shared, contrast_size=self._contrasted("", batch_size)
         )
         self.planned_samplers[""] = sampler
-        self._report_clashes("", sampler, text_names(window, labels))
+        self.apart.report_clashes("", sampler, text_names(window, labels))
 
     def get_batch_sampler(
         self,
@@ -226,7 +225,7 @@ class PlannedLoading(DatasetMixing):
             drop_last = True  # a batch is cut into sub-batches of this size
         if name is None or not self._is_planned(name, dataset, size):
             return super().get_batch_sampler(dataset, batch_size, drop_last, valid_label_columns, generator, seed)
-        shared = self._rows_apart(name, dataset, valid_label_columns or [])
+        shared = self.apart.shared_values(name, dataset, valid_label_columns or [])
         sampler = PlannedBatchSampler(
             dataset,
             size,
@@ -238,7 +237,7 @@ class PlannedLoading(DatasetMixing):
             contrast_size=self._contrasted(name, size),
         )
         self.planned_samplers[name] = sampler
-        self._report_clashes(name, sampler, text_names(dataset, valid_label_columns or []))
+        self.apart.report_clashes(name, sampler, text_names(dataset, valid_label_columns or []))
         return sampler
 
     def _name_of(self, dataset: Dataset) -> str | None:
@@ -286,63 +285,6 @@ class PlannedLoading(DatasetMixing):
             )
             return False
         return True
-
-    # ---------------------------------------------------------------- rows that must not meet
-
-    def _rows_apart(self, name: str, dataset: Dataset, labels: list[str]) -> SharedValues | None:
-        """What rows that must not share a batch have in common; notes which rows are no negatives of each other.
-
-        A loss that masks by identity needs no rows apart. Only no_duplicates may then ask for it, and of texts alone. Of
-        a negative that is another row's positive such a loss masks that text, and the rows stay negatives.
-        """
-        names, facts = text_names(dataset, labels), self.facts.get(name, RowFacts())
-        known: dict[str, Any] = {"groups": facts.groups, "positives": facts.positives}
-        strict, masks = self.args.no_duplicates, masks_by_identity(self.loss_of(name))
-        if not masks:
-            shared = self.contradicting[name] = SharedValues.from_dataset(dataset, names, strict=strict, **known)
-            return shared or None
-        self.contradicting[name] = SharedValues.from_dataset(dataset, names[:2], **known)
-        return (SharedValues.from_dataset(dataset, names, strict=True) or None) if strict else None
-
-    def _report_clashes(self, name: str, sampler: PlannedBatchSampler, texts: Sequence[str]) -> None:
-        """Refuses or warns where rows cannot be kept apart, in an epoch's first and still random order."""
-        shared = sampler.shared_values
-        if shared is None:
-            return
-        of = f" {name!r}" if name else ""
-        if self.args.no_duplicates and (found := shared.clashes(sampler.order, sampler.batch_size)):
-            raise ValueError(
-                f"batch_sampler=no_duplicates: {self._shared_text(name, found.row, texts)} stands in {found.holders} of "
-                f"the {found.rows} rows of the training set{of}, but an epoch has only {found.batches} full batches of "
-                f"{sampler.batch_size}, each of which may hold it once. De-duplicate the training set, lower "
-                "per_device_train_batch_size, or leave batch_sampler at its default, which keeps equal texts apart as "
-                "far as possible."
-            )
-        size = self.contrast_size(name)
-        if found := shared.clashes(sampler.order, size):
-            self.warn_once(
-                f"clashes of {name}",
-                "%.1f %% of the rows of the training set%s share a text or group with another row that they are "
-                "contrasted with: %s stands in %d of %d rows, and an epoch has %d batches of %d. They are kept apart as "
-                "far as possible, and trained. De-duplicate the rows, or lower per_device_train_batch_size.",
-                100 * found.share,
-                of,
-                self._shared_text(name, found.row, texts),
-                found.holders,
-                found.rows,
-                found.batches,
-                size,
-            )
-
-    def _shared_text(self, name: str, row: int, texts: Sequence[str]) -> str:
-        """What a row shares with others, for a message."""
-        shared = self.planned_samplers[name].shared_values
-        assert shared is not None
-        values, facts = self.training_parts()[name][row], self.facts.get(name, RowFacts())
-        group = None if facts.groups is None else facts.groups[row]
-        listed = () if facts.positives is None else facts.positives[row]
-        kind, value = shared.name_widest(row, [*(values.get(text) for text in texts), *listed], group)
-        return f"the {kind} {str(value)!r:.120}"
 
     def _steps_an_epoch(self) -> int:
         return max(1, int(np.ceil(self._loader_length / self.args.gradient_accumulation_steps)))

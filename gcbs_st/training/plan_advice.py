@@ -78,7 +78,7 @@ def advise_on_plan(  # noqa: PLR0913 - what there is to know of a plan
 
 
 def _on_repeats(trainer: Any, name: str, of: str) -> None:
-    shared: SharedValues | None = trainer.contradicting.get(name)  # also where the loss needs no rows apart
+    shared: SharedValues | None = trainer.apart.contradicting.get(name)  # also where the loss needs no rows apart
     if not shared or name not in trainer.source.parts:
         return
     rows = trainer.planned_samplers[name].rows

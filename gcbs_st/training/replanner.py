@@ -246,7 +246,7 @@ class Replanner:
         judge = fetched.arrays if fetched.judged is None and fetched.planned is not None else fetched.judged
         if judge is not None:
             judge = [side[np.searchsorted(fetched.rows, rows)] for side in (judge[0], judge[-1])]
-        found, shared = Contradictions(margin, judge), self.trainer.contradicting[name]
+        found, shared = Contradictions(margin, judge), self.trainer.apart.contradicting[name]
         if shared:
             held = Contradictions(None, None, shared.held.starts, shared.held.values, shared.held.strong).of(rows)
             found = replace(held, margin=margin, judge=judge)
