@@ -89,7 +89,7 @@ class PlanningArguments(_Host):
         planner_hardness: how hard batches are, from 0, random ones, to 1, the planner's hardest. A batch of B rows is
             made of clusters of B ** hardness rows of a plan. A list of pairs, or JSON, [share of the run, hardness],
             is a schedule: hardness is interpolated between them, and a plan is made at each of them, besides those that
-            are due in any case. Two pairs of one share are a step. None leaves the planner's own `clusters_per_batch` and
+            are due in any case; batches stay as hard as the plan that made them. Two pairs of one share are a step. None leaves the planner's own `clusters_per_batch` and
             `cluster_schedule` in force, which say the same in other words, and is 1 without them; with `planner="auto"` it
             is 0.5 where at least 2 % of the negatives of the hardest batches look false, decided at a run's first plan and
             logged (see `gcbs_st.training.rule`).

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 EXPECTED = (
     "a number from 0 to 1, or a list of pairs [share of the run, hardness], both from 0 to 1, with rising shares"
 )
+
+_LOOKED_AT = 1000  # steps of a run, to see how far batches are behind their schedule
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,37 @@ class HardnessSchedule:
         (start, first), (stop, last) = points[behind[-1]], points[behind[-1] + 1]
         return first + (last - first) * max(0.0, share - start) / (stop - start)
 
+    def at_step(self, max_steps: int) -> Callable[[int], float]:
+        """Returns `at` of a run of so many optimizer steps."""
+        return lambda step: self.at(step, max_steps)
+
     def steps(self, max_steps: int) -> set[int]:
         """Returns the optimizer steps at which a plan is made for the schedule's sake."""
         return {math.ceil(share * max_steps - 1e-9) for share, _ in self.points if 0 < share < 1}
+
+
+class Lag(NamedTuple):
+    """How far batches are from a schedule, where they are furthest from it."""
+
+    hardness: float  # of the batches, those of the last plan
+    scheduled: float  # what it should be
+    planned: int  # step of that plan
+    step: int  # of the batches
+
+
+def largest_lag(scheduled: Callable[[int], float], plan_steps: np.ndarray, end: int) -> Lag:
+    """Returns where batches are furthest from a schedule: each is as hard as was due at the plan that it is of.
+
+    `plan_steps` are the (p,) ascending optimizer steps at which plans are made, at least one, and `end` the step at which
+    planned batches end. Before the first plan they are random and behind nothing. Of long runs 1,000 steps are looked at.
+
+    >>> largest_lag(HardnessSchedule.from_field([[0, 1], [1, 0]]).at_step(100), np.array([0, 75]), 100)
+    Lag(hardness=1.0, scheduled=0.26, planned=0, step=74)
+    """
+    looked_at = np.unique(np.linspace(plan_steps[0], max(plan_steps[0], end - 1), _LOOKED_AT).astype(int))
+    plans = plan_steps[np.searchsorted(plan_steps, looked_at, side="right") - 1]
+    lags = (
+        Lag(scheduled(planned), scheduled(step), planned, step)
+        for step, planned in zip(looked_at.tolist(), plans.tolist(), strict=True)
+    )
+    return max(lags, key=lambda lag: abs(lag.hardness - lag.scheduled))

@@ -35,6 +35,7 @@ from gcbs_st.training.checkpoints import PlannedCheckpoints
 from gcbs_st.training.loss_facts import contrasts_rows
 from gcbs_st.training.loss_states import RowStates, find_identity_losses, needs_row_ids
 from gcbs_st.training.model_card import MethodCallback
+from gcbs_st.training.plan_advice import warn_of_lag
 from gcbs_st.training.refusals import refuse_model
 from gcbs_st.training.replan_callback import ReplanCallback
 from gcbs_st.training.replanner import Replanner
@@ -235,6 +236,8 @@ class PlannedTraining(PlannedCheckpoints):
             self.check_clusters(name)
         if self.is_world_process_zero():
             self.auto.say()
+            if self.planned_samplers and self.feed is None:
+                warn_of_lag(self, self._calendar.plan_steps(self.args, self.state.max_steps))
         if self.planned_samplers or needs_row_ids(self.loss):
             self.row_memory.open(self._run_folder or Path(str(self.args.output_dir)))
 
@@ -288,6 +291,10 @@ class PlannedTraining(PlannedCheckpoints):
         if self._planner_of != (self.args.planner, self.args.planner_options):
             self._take_planner(self.args)
 
+    def clusters_at(self, step: int, size: int) -> int:
+        """Returns how many clusters the curriculum makes a batch of `size` rows of, after `step` optimizer steps."""
+        return clusters_at(step / max(1, self.state.max_steps), size, self.clusters_at_end)
+
     @contextmanager
     def planner_for(self, name: str, scale: float) -> Iterator[None]:
         """Lets `planner` know, meanwhile, what it plans for and how far training has come; the user's is not changed.
@@ -302,8 +309,7 @@ class PlannedTraining(PlannedCheckpoints):
             "show_progress": not self.args.disable_tqdm and self.is_world_process_zero(),
         }
         if self.args.cluster_schedule == "curriculum":
-            done = self.state.global_step / max(1, self.state.max_steps)
-            settings["clusters_per_batch"] = clusters_at(done, size, self.clusters_at_end)
+            settings["clusters_per_batch"] = self.clusters_at(self.state.global_step, size)
         self.planner = configured(own, **settings)
         try:
             yield

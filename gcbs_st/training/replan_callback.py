@@ -66,14 +66,11 @@ class ReplanCallback(TrainerCallback):
     ) -> None:
         """Plans the rest of the epoch when it is due."""
         step = state.global_step
-        warmed_up = step == args.planner_warmup_steps
-        interval = self.window_steps(args) or self.interval(args.replan_steps)
-        scheduled = step in args.hardness.steps(state.max_steps)
-        every = bool(interval) and (step - self._first_step) % interval == 0
         plans = self.plans(args, state)
+        asked = self._due(args, state.max_steps)(step, step - self._first_step)
         # At the end of a run there is nothing left to draw, but by a longer one that resumes from its last checkpoint.
         over = step >= state.max_steps and args.save_strategy == SaveStrategy.NO
-        due = plans and not over and (warmed_up or scheduled or every)
+        due = plans and not over and asked
         cools = step == args.cooldown_start(state.max_steps) and step > args.planner_warmup_steps
         # A plan is logged, and the host takes any log for the one that is due at this step.
         should_log = control.should_log
@@ -82,6 +79,18 @@ class ReplanCallback(TrainerCallback):
         elif plans and not over:
             self._plan_next_passes()
         control.should_log = should_log
+
+    def _due(self, args: PlanningArguments, max_steps: int) -> Callable[[int, int], bool]:
+        """Returns what tells of a step of the run, and of the epoch that is under way, whether a plan is due at it."""
+        interval = self.window_steps(args) or self.interval(args.replan_steps)
+        named = {args.planner_warmup_steps, *args.hardness.steps(max_steps)}
+        return lambda step, step_of_epoch: step in named or (interval > 0 and step_of_epoch % interval == 0)
+
+    def plan_steps(self, args: PlanningArguments, max_steps: int) -> list[int]:
+        """Returns the optimizer steps at which a run of rows that are no stream plans, ascending."""
+        epoch, due, end = self._steps_an_epoch(), self._due(args, max_steps), args.cooldown_start(max_steps)
+        planned = range(args.planner_warmup_steps, max_steps if end is None else min(end, max_steps))
+        return [step for step in planned if step % epoch == 0 or due(step, step % epoch)]
 
     def steps_of_epoch(self, state: TrainerState) -> int:
         """Returns how many optimizer steps of the epoch are done."""

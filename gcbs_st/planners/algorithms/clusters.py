@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 
@@ -29,6 +31,15 @@ def rows_per_cluster(hardness: float, batch_size: int) -> int:
     [1, 8, 23, 64]
     """
     return max(1, min(batch_size, round(batch_size**hardness)))
+
+
+def hardness_of(cluster_size: int, batch_size: int) -> float:
+    """Returns the hardness of batches of clusters of so many rows, the inverse of `rows_per_cluster`.
+
+    >>> [hardness_of(rows, 64) for rows in (1, 8, 64)]
+    [0.0, 0.5, 1.0]
+    """
+    return math.log(cluster_size) / math.log(batch_size) if batch_size > 1 else 1.0
 
 
 def deal_clusters(order: np.ndarray, cluster_size: int, batch_size: int, rng: np.random.Generator) -> np.ndarray:
