@@ -20,10 +20,18 @@ _TIMED_ROUNDS = 5
 
 
 def warn_of_slow_bfloat16(args: TrainingArguments, evaluation: EvaluationConfig) -> None:
-    """Warns where a run asks for bfloat16 of a CPU that emulates it, which the host takes without a word."""
+    """Warns where a run asks for bfloat16 of a CPU that emulates it, which the host takes without a word.
+
+    Once per process: a comparison trains many runs of one configuration.
+    """
     asked = [key for key, wanted in (("train.bf16", args.bf16), ("evaluation.bf16", evaluation.bf16)) if wanted]
     if not asked or args.device.type != "cpu" or (cost := bfloat16_cost()) < _SLOW:
         return
+    _warn(tuple(asked), cost)
+
+
+@functools.cache
+def _warn(asked: tuple[str, ...], cost: float) -> None:
     logger.warning(
         "%s: this CPU has no instructions for bfloat16, with which a product of matrices takes %.1f times as long as with "
         "float32. Faster, and as good: %s.",

@@ -13,6 +13,12 @@ IN_BF16 = EvaluationConfig(sts="somewhere", bf16=True)
 IN_FLOAT = EvaluationConfig(sts="somewhere")
 
 
+@pytest.fixture(autouse=True)
+def nothing_was_said():
+    """Of an earlier test's run."""
+    precision._warn.cache_clear()
+
+
 @pytest.fixture
 def arguments(tmp_path):
     """Those of a run on the CPU."""
@@ -40,6 +46,14 @@ def test_a_slow_cpu_is_named_with_what_to_set(caplog, monkeypatch, arguments, bf
     (message,) = warnings_of(caplog, arguments(bf16=bf16), evaluation)
     assert "7.4 times" in message
     assert message.endswith(f": {advice}.")
+
+
+def test_a_comparison_is_told_once(caplog, monkeypatch, arguments):
+    """And not for each of its runs."""
+    monkeypatch.setattr(precision, "bfloat16_cost", lambda: 7.4)
+    for _ in range(3):
+        said = warnings_of(caplog, arguments(bf16=True), IN_BF16)
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize(
