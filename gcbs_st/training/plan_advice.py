@@ -8,10 +8,8 @@ import numpy as np
 
 from gcbs_st.batches.shared_values import SharedValues
 from gcbs_st.planners import name_of
-from gcbs_st.planners.algorithms.clusters import hardness_of
 from gcbs_st.planners.algorithms.contradictions import Contradictions
 from gcbs_st.planners.quality import PlanQuality, masked_shares
-from gcbs_st.training.hardness import largest_lag
 from gcbs_st.training.loss_facts import masks_negatives
 from gcbs_st.training.rule import MASKED_AT_RANDOM
 
@@ -21,8 +19,6 @@ MOST_FALSE = 0.05
 _MOST_REPEATED, _MOST_LEFT_OUT = 0.01, 0.1
 # A plan that closes less is no harder than random batches; of fewer batches the figure says little.
 _LEAST_CLOSED, _LEAST_BATCHES = 0.05, 20
-# How far batches may be from a schedule of hardness: as far as they are where it rises over three epochs with a plan each.
-_MOST_LAG = 0.4
 _DRAWN_ROWS = 512  # whose pairs tell what a guard does to random batches
 
 
@@ -78,33 +74,6 @@ def advise_on_plan(  # noqa: PLR0913 - what there is to know of a plan
             of,
             100 * share,
             group,
-        )
-
-
-def warn_of_lag(trainer: Any, plan_steps: list[int]) -> None:
-    """Warns once where hardness is to change and no plan is made meanwhile, before anything has run.
-
-    `plan_steps` are the optimizer steps at which plans are made, ascending.
-    """
-    if not plan_steps:
-        return
-    args, max_steps = trainer.args, trainer.state.max_steps
-    scheduled, field = args.hardness.at_step(max_steps), "planner_hardness"
-    if args.cluster_schedule == "curriculum":
-        size = trainer.contrast_size(next(iter(trainer.planned_samplers)))
-        scheduled, field = lambda step: hardness_of(size // trainer.clusters_at(step, size), size), "cluster_schedule"
-    cooldown = args.cooldown_start(max_steps)
-    lag = largest_lag(scheduled, np.array(plan_steps), max_steps if cooldown is None else cooldown)
-    if abs(lag.hardness - lag.scheduled) > _MOST_LAG:
-        trainer.warn_once(
-            "lag",
-            "%s: batches are as hard as is scheduled when a plan is made. Those from step %d on are of hardness %.2f, and "
-            "still are at step %d, where the schedule says %.2f. Set replan_steps to plan in between.",
-            field,
-            lag.planned,
-            lag.hardness,
-            lag.step,
-            lag.scheduled,
         )
 
 

@@ -35,12 +35,12 @@ from gcbs_st.training.checkpoints import PlannedCheckpoints
 from gcbs_st.training.loss_facts import contrasts_rows
 from gcbs_st.training.loss_states import RowStates, find_identity_losses, needs_row_ids
 from gcbs_st.training.model_card import MethodCallback
-from gcbs_st.training.plan_advice import warn_of_lag
 from gcbs_st.training.refusals import refuse_model
 from gcbs_st.training.replan_callback import ReplanCallback
 from gcbs_st.training.replanner import Replanner
 from gcbs_st.training.row_memory import RowMemory
 from gcbs_st.training.rule import MASKED_AT_RANDOM
+from gcbs_st.training.run_advice import advise_on_run
 
 logger = logging.getLogger(__name__)
 
@@ -234,10 +234,11 @@ class PlannedTraining(PlannedCheckpoints):
         self.auto.forget_rows()  # of a training set that may have been another
         for name in self.planned_samplers:
             self.check_clusters(name)
+            self._check_window(name)
         if self.is_world_process_zero():
             self.auto.say()
-            if self.planned_samplers and self.feed is None:
-                warn_of_lag(self, self._calendar.plan_steps(self.args, self.state.max_steps))
+            if self.planned_samplers:
+                advise_on_run(self, self._calendar)
         if self.planned_samplers or needs_row_ids(self.loss):
             self.row_memory.open(self._run_folder or Path(str(self.args.output_dir)))
 
@@ -248,6 +249,16 @@ class PlannedTraining(PlannedCheckpoints):
             raise ValueError(
                 f"clusters_per_batch: got {self.clusters_at_end} with {size} rows that are contrasted with one another, "
                 f"expected a divisor of {size}, so that all clusters have the same number of rows."
+            )
+
+    def _check_window(self, name: str) -> None:
+        """Raises a ValueError if a window of rows holds less than two batches, among which there is nothing to choose."""
+        steps, size = self.window_steps, self.contrast_size(name)
+        rows = steps * self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        if steps and rows < 2 * size:
+            raise ValueError(
+                f"planning_window: got {self.args.planning_window} rows, expected at least {2 * size}, two batches of "
+                f"the {size} rows that are contrasted with one another: the batches of a window are composed of its rows."
             )
 
     def _begin_epoch(self, epoch: int, plan: bool) -> None:

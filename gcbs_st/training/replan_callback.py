@@ -35,7 +35,7 @@ class ReplanCallback(TrainerCallback):
         self._begin_training = begin_training
         self._begin_epoch = begin_epoch
         self._replan_tail = replan_tail
-        self._steps_an_epoch = steps_an_epoch
+        self.steps_an_epoch = steps_an_epoch
         self._plan_next_passes = plan_next_passes
         self._epoch: int | None = None
         self._first_step = 0
@@ -56,7 +56,7 @@ class ReplanCallback(TrainerCallback):
         if self._epoch is None:
             self._epoch = int((state.epoch or 0.0) + 1e-6)
             if not args.ignore_data_skip:  # which starts an interrupted epoch anew
-                self._first_step -= state.global_step % self._steps_an_epoch()
+                self._first_step -= state.global_step % self.steps_an_epoch()
         else:
             self._epoch += 1
         self._begin_epoch(self._epoch, self.plans(args, state))
@@ -88,7 +88,7 @@ class ReplanCallback(TrainerCallback):
 
     def plan_steps(self, args: PlanningArguments, max_steps: int) -> list[int]:
         """Returns the optimizer steps at which a run of rows that are no stream plans, ascending."""
-        epoch, due, end = self._steps_an_epoch(), self._due(args, max_steps), args.cooldown_start(max_steps)
+        epoch, due, end = self.steps_an_epoch(), self._due(args, max_steps), args.cooldown_start(max_steps)
         planned = range(args.planner_warmup_steps, max_steps if end is None else min(end, max_steps))
         return [step for step in planned if step % epoch == 0 or due(step, step % epoch)]
 
@@ -106,7 +106,7 @@ class ReplanCallback(TrainerCallback):
         """Returns the optimizer steps between plans for the arguments' `replan_steps`, 0 for none in mid-epoch."""
         if replan_steps == 0 or replan_steps >= 1:
             return int(replan_steps)
-        return max(1, math.ceil(replan_steps * self._steps_an_epoch()))
+        return max(1, math.ceil(replan_steps * self.steps_an_epoch()))
 
     @staticmethod
     def window_steps(args: PlanningArguments) -> int:

@@ -88,7 +88,7 @@ class RowMemory:
         """Puts aside the weights that training begins with, which a checkpoint is about to replace, if they are needed."""
         if (
             INITIAL in (*map(str, self.trainer.auto.views), str(self.trainer.args.planner_reference))
-            and self._embeds_rows()
+            and self.embeds_rows
         ):
             weights = copy_weights(self.trainer.model)
             self._initial = (weights_digest(weights), weights)
@@ -97,7 +97,8 @@ class RowMemory:
         """Forgets what belongs to one run."""
         self._views, self._initial = {}, None
 
-    def _embeds_rows(self) -> bool:
+    @property
+    def embeds_rows(self) -> bool:
         """Whether any plan will ask for embeddings."""
         asked = abilities_of(self.trainer.planner).needs_embeddings or self.trainer.plans_differently
         names = self.trainer.training_parts()  # none of a stream of which nothing was read
@@ -228,7 +229,7 @@ class RowMemory:
         """
         trainer, args, parts = self.trainer, self.trainer.args, parts or {}
         judge = args.planner_reference
-        views = [self._fixed_view(view, parts) for view in self.trainer.auto.views] if self._embeds_rows() else [None]
+        views = [self._fixed_view(view, parts) for view in self.trainer.auto.views] if self.embeds_rows else [None]
         in_files = args.embedding_storage == "disk" if args.world_size == 1 else on_one_node(args.world_size)
         # Static models have no limit, and take as many texts as anybody has.
         length = getattr(trainer.model, "max_seq_length", None) or math.inf
@@ -247,7 +248,7 @@ class RowMemory:
             planned_views=views,
             in_windows=trainer.feed is not None,
             encodes=not is_sharded(trainer),
-            judge=None if judge is None or not self._embeds_rows() else self._fixed_view(judge, parts),
+            judge=None if judge is None or not self.embeds_rows else self._fixed_view(judge, parts),
         )
 
     def _collate(self, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:

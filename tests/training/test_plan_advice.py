@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 
 import numpy as np
 import pytest
@@ -127,53 +126,3 @@ def test_each_dataset_is_advised_on(caplog, tmp_path):
     rows = DatasetDict({"one": pairs, "two": concatenate_datasets([pairs, pairs.select(range(8))])})
     (message,) = warned(caplog, tmp_path, rows)
     assert "8 of the 208 rows of the training set 'two' repeat" in message
-
-
-LAG = "batches are as hard as is scheduled when a plan is made"
-
-
-@pytest.mark.parametrize(
-    "given, expected",
-    [
-        (
-            {"planner_hardness": [[0, 1], [1, 0]], "num_train_epochs": 1},
-            "step 0 on are of hardness 1.00, .* at step 49, ",
-        ),
-        ({"planner_hardness": [[0, 1], [1, 0]]}, "step 0 on are of hardness 1.00, .* at step 49, .* says 0.51"),
-        (
-            {"planner_hardness": [[0, 0], [1, 1]], "planner_warmup_steps": 20, "num_train_epochs": 1},
-            "from step 20 on are of hardness 0.40, .* at step 49, .* 0.98. Set replan_steps",
-        ),
-        (
-            {"cluster_schedule": "curriculum", "planner": "bisect", "num_train_epochs": 1},
-            "cluster_schedule: .* at step 38",
-        ),
-        ({"planner_hardness": [[0, 1], [1, 0]], "num_train_epochs": 3}, None),
-        ({"planner_hardness": [[0, 1], [1, 0]], "num_train_epochs": 1, "replan_steps": 0.25}, None),
-        ({"planner_hardness": [[0, 1], [1, 0]], "num_train_epochs": 1, "planning_window": 160}, None),
-        ({"planner_hardness": [[0, 1], [0.5, 1], [0.5, 0]], "num_train_epochs": 1}, None),
-        ({"planner_hardness": 0.5, "num_train_epochs": 1}, None),
-        # Random batches at the end are behind no schedule.
-        ({"planner_hardness": [[0, 1], [1, 0]], "num_train_epochs": 1, "planner_cooldown_steps": 0.7}, None),
-    ],
-)
-def test_a_schedule_that_moves_on_without_a_plan(caplog, tmp_path, given, expected):
-    """Said before anything has run, once; not where plans follow the schedule."""
-    found = [text for text in warned(caplog, tmp_path, make_pairs(400), **given) if LAG in text]
-    assert len(found) == (expected is not None)
-    assert expected is None or re.search(expected, found[0])
-
-
-def test_the_plans_that_were_foreseen_are_those_that_were_made(tmp_path):
-    """A callback that says when it plans must not be of another mind than the one that does."""
-    model = make_static_model()
-    args = GCBSTrainingArguments(
-        str(tmp_path), report_to="none", disable_tqdm=True, use_cpu=True, per_device_train_batch_size=B,
-        num_train_epochs=2, save_strategy="no", replan_steps=9, planner_warmup_steps=4, planner_cooldown_steps=7,
-        planner_hardness=[[0, 1], [0.3, 0.4], [1, 0.2]], planner="bisect", planner_view="model",
-    )  # fmt: skip
-    trainer = GCBSTrainer(model, args, make_pairs(200), loss=MultipleNegativesRankingLoss(model))
-    trainer.train()
-    made = [entry["step"] for entry in trainer.state.log_history if "gcbs/plan_seconds" in entry]
-    assert made == trainer._calendar.plan_steps(args, trainer.state.max_steps)
-    assert [4, 9, 15, 18, 25, 34] == made
