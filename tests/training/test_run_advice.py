@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Run:
-    """A run of two epochs of 50 steps, with what it warned of and when it planned."""
+    """A run of two epochs of 10 steps, with what it warned of and when it planned."""
 
     def __init__(self, caplog, folder, rows: Any = None, loss=None, trainer_class=GCBSTrainer, **given: Any) -> None:
         model = make_static_model()
@@ -33,7 +33,7 @@ class Run:
         }  # fmt: skip
         args = GCBSTrainingArguments(str(folder), report_to="none", disable_tqdm=True, use_cpu=True, **options)
         made = MultipleNegativesRankingLoss(model) if loss is None else loss(model)
-        trainer = trainer_class(model, args, make_pairs(400) if rows is None else rows, loss=made)
+        trainer = trainer_class(model, args, make_pairs(80) if rows is None else rows, loss=made)
         with caplog.at_level(logging.WARNING, "gcbs_st"):
             trainer.train()
         said = [record.getMessage() for record in caplog.records if record.name.startswith("gcbs_st")]
@@ -56,13 +56,13 @@ class Own(GCBSTrainer):
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"planner_warmup_steps": 100}, "planner_warmup_steps=100 .* leave none of its 100 steps"),
-        ({"max_steps": 10, "planner_warmup_steps": 20}, "leave none of its 10 steps"),
-        ({"planner_cooldown_steps": 100}, "planner_cooldown_steps=100 leave none"),
-        ({"planner_warmup_steps": 60, "planner_cooldown_steps": 0.4}, "planner_cooldown_steps=0.4 leave none"),
+        ({"planner_warmup_steps": 20}, "planner_warmup_steps=20 .* leave none of its 20 steps"),
+        ({"max_steps": 6, "planner_warmup_steps": 9}, "leave none of its 6 steps"),
+        ({"planner_cooldown_steps": 20}, "planner_cooldown_steps=20 leave none"),
+        ({"planner_warmup_steps": 12, "planner_cooldown_steps": 0.4}, "planner_cooldown_steps=0.4 leave none"),
         ({"embedding_source": "harvest", "num_train_epochs": 1}, "Train more epochs, or use first_plan='encode'"),
-        ({"embedding_source": "harvest", "num_train_epochs": 1, "replan_steps": 10}, "of which this run plans none"),
-        ({"embedding_source": "harvest", "planner_cooldown_steps": 50}, "of which this run plans none"),
+        ({"embedding_source": "harvest", "num_train_epochs": 1, "replan_steps": 3}, "of which this run plans none"),
+        ({"embedding_source": "harvest", "planner_cooldown_steps": 10}, "of which this run plans none"),
     ],
 )
 def test_a_run_that_plans_nothing_says_so(caplog, tmp_path, given, why):
@@ -78,13 +78,13 @@ def test_a_run_that_plans_nothing_says_so(caplog, tmp_path, given, why):
     "given",
     [
         {},
-        {"planner_warmup_steps": 90},
-        {"planner_warmup_steps": 60, "planner_cooldown_steps": 0.3},
+        {"planner_warmup_steps": 17},
+        {"planner_warmup_steps": 12, "planner_cooldown_steps": 0.3},
         {"embedding_source": "harvest"},
         {"embedding_source": "harvest", "num_train_epochs": 1, "first_plan": "encode"},
-        {"embedding_source": "harvest", "num_train_epochs": 1, "replan_steps": 10, "embedding_max_age": 5},
+        {"embedding_source": "harvest", "num_train_epochs": 1, "replan_steps": 3, "embedding_max_age": 5},
         {
-            "embedding_source": "harvest", "num_train_epochs": 1, "replan_steps": 10, "planner": "random_walk",
+            "embedding_source": "harvest", "num_train_epochs": 1, "replan_steps": 3, "planner": "random_walk",
             "planner_options": {"exact_cover": False},
         },
     ],
@@ -98,7 +98,7 @@ def test_a_run_that_plans_says_nothing(caplog, tmp_path, given):
 
 def test_rows_that_start_over_are_planned_from_what_was_harvested(caplog, tmp_path):
     """A small dataset whose weight makes it pass several times within one epoch."""
-    rows = DatasetDict({"large": make_pairs(400), "small": make_pairs(40, seed=1)})
+    rows = DatasetDict({"large": make_pairs(160), "small": make_pairs(40, seed=1)})
     given = {"embedding_source": "harvest", "num_train_epochs": 1, "dataset_weights": 0.0}
     run = Run(caplog, tmp_path, rows, **given)
     assert run.said == []
@@ -123,8 +123,8 @@ def test_random_batches_that_were_asked_for_are_no_surprise(caplog, tmp_path, gi
         ({"embedding_max_age": 3}, "embedding_max_age: got 3, "),
         ({"embedding_dtype": "float16"}, "embedding_dtype: got 'float16', "),
         ({"embedding_storage": "disk"}, "embedding_storage: got 'disk', "),
-        ({"replan_steps": 50}, "replan_steps: got 50, .* due only 50 steps later"),
-        ({"replan_steps": 30, "max_steps": 20}, "replan_steps: got 30, .* due only 20 steps later"),
+        ({"replan_steps": 10}, "replan_steps: got 10, .* due only 10 steps later"),
+        ({"replan_steps": 8, "max_steps": 6}, "replan_steps: got 8, .* due only 6 steps later"),
         ({"planner_margin": 0.9}, "planner_margin: got 0.9, .* bisect does not ask .* best, partition and hobit do"),
         ({"planner_reference": "initial"}, "planner_reference: got 'initial', .* bisect does not ask"),
         ({"planner": "best", "planner_reference": "initial"}, "planner_reference: .* no margin for it to go by"),
@@ -142,7 +142,7 @@ def test_an_argument_that_changes_nothing_is_named(caplog, tmp_path, given, expe
 @pytest.mark.parametrize(
     "given",
     [
-        {"replan_steps": 49},
+        {"replan_steps": 9},
         {"planner": "best", "planner_margin": 0.9},
         {"planner": "best", "planner_margin": 0.9, "planner_reference": "initial"},
         {"planner": "partition", "planner_margin": 0.9},
@@ -178,20 +178,20 @@ def test_a_window_of_less_than_two_batches_is_refused(caplog, tmp_path, window, 
     [
         (
             {"planner_hardness": [[0, 1], [1, 0]], "num_train_epochs": 1},
-            "step 0 on are of hardness 1.00, .* at step 49, ",
+            "step 0 on are of hardness 1.00, .* at step 9, .* says 0.10",
         ),
-        ({"planner_hardness": [[0, 1], [1, 0]]}, "step 0 on are of hardness 1.00, .* at step 49, .* says 0.51"),
+        ({"planner_hardness": [[0, 1], [1, 0]]}, "step 0 on are of hardness 1.00, .* at step 9, .* says 0.55"),
         (
-            {"planner_hardness": [[0, 0], [1, 1]], "planner_warmup_steps": 20, "num_train_epochs": 1},
-            "from step 20 on are of hardness 0.40, .* at step 49, .* 0.98. Set replan_steps",
+            {"planner_hardness": [[0, 0], [1, 1]], "planner_warmup_steps": 4, "num_train_epochs": 1},
+            "from step 4 on are of hardness 0.40, .* at step 9, .* 0.90. Set replan_steps",
         ),
         (
             {"cluster_schedule": "curriculum", "planner": "bisect", "num_train_epochs": 1},
-            "cluster_schedule: .* at step 38",
+            "cluster_schedule: .* at step 8",
         ),
         ({"planner_hardness": [[0, 1], [1, 0]], "num_train_epochs": 3}, None),
         ({"planner_hardness": [[0, 1], [1, 0]], "num_train_epochs": 1, "replan_steps": 0.25}, None),
-        ({"planner_hardness": [[0, 1], [1, 0]], "num_train_epochs": 1, "planning_window": 160}, None),
+        ({"planner_hardness": [[0, 1], [1, 0]], "num_train_epochs": 1, "planning_window": 32}, None),
         ({"planner_hardness": [[0, 1], [0.5, 1], [0.5, 0]], "num_train_epochs": 1}, None),
         ({"planner_hardness": 0.5, "num_train_epochs": 1}, None),
         # Random batches at the end are behind no schedule.
