@@ -139,9 +139,7 @@ class Replanner:
             if cluster_size < size:  # otherwise the batches stay, which are apart as far as can be
                 new = self._separated(redeal_clusters(new, cluster_size, size, rng), new, name)
         else:
-            # In the order of their ids, so that a plan depends on which rows are left and not on their last order.
-            # Where rows recur while others wait there are all of them to choose from, drawn before or not.
-            rows = np.sort(tail[:planned]) if once else np.arange(sampler.rows)
+            rows = self._rows_to_plan(tail[:planned], sampler, once, rng)
             source = self.trainer.source
             began, harvesting = time.perf_counter(), source.seconds
             fetched = source.fetch(name, rows, self.trainer.state.global_step, everything=not once)
@@ -167,6 +165,22 @@ class Replanner:
             new = agree_on_rows(new, ranks, self.trainer.args.device)
         tail[:planned] = self._shuffled(new, sampler, ranks) if self.trainer.args.shuffle_planned_batches else new
         sampler.replace_tail(tail, start, repeats=not once, cluster_size=cluster_size)
+
+    def _rows_to_plan(
+        self, tail: np.ndarray, sampler: PlannedBatchSampler, once: bool, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Returns the rows that a plan chooses from, for the (m,) places of `tail`, m or more.
+
+        In the order of their ids, so that a plan depends on which rows are left and not on their last order. Where rows
+        recur while others wait there are all of them to choose from, drawn before or not, unless they come in windows.
+        """
+        if not once and not self.trainer.window_steps:
+            return np.arange(sampler.rows)
+        rows = np.unique(tail)
+        if len(rows) < len(tail):  # of a window that recurring rows were planned in before
+            others = np.setdiff1d(np.arange(sampler.rows), rows)
+            rows = np.union1d(rows, rng.choice(others, len(tail) - len(rows), replace=False))
+        return rows
 
     def _cluster_size(self, sampler: PlannedBatchSampler, size: int) -> int:
         """The rows of a plan that stay together in a batch of `size` which is drawn from now on."""

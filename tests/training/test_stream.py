@@ -245,6 +245,35 @@ def test_windows_of_rows_that_can_be_counted(tmp_path):
     assert [entry for entry in trainer.trained if entry[0] > 20] == resumed.trained
 
 
+@pytest.mark.parametrize("schedule", [None, [[0, 1], [0.3, 1]]])  # with a plan in the middle of a window, or without
+def test_a_window_of_recurring_rows_embeds_its_own_alone(tmp_path, monkeypatch, schedule):
+    """A planner that draws rows again draws those of the window, and not all rows, which nobody asked to embed."""
+    from gcbs_st.embeddings import row_encoder
+
+    asked: list[np.ndarray] = []
+    encode_rows = row_encoder.encode_rows
+
+    def noting(model, dataset, rows, columns, **given):
+        asked.append(rows)
+        return encode_rows(model, dataset, rows, columns, **given)
+
+    monkeypatch.setattr(row_encoder, "encode_rows", noting)
+    pairs = make_pairs(400)
+    ids = {tuple(row.values()): i for i, row in enumerate(pairs)}
+    walk = {"candidates": 60, "neighbors": 6, "exact_cover": False}
+    trainer = train(
+        tmp_path, pairs, max_steps=30, planner="random_walk", planner_options=walk, planner_hardness=schedule,
+        save_strategy="no",
+    )  # fmt: skip
+    batches = [[ids[row] for row in batch] for batch in texts_of(trainer)]
+    plans = [0, 8, 16, 24] if schedule is None else [0, 8, 9, 16, 24]
+    assert [64] * len(plans) == [len(np.unique(rows)) for rows in asked]
+    ahead = [0, *(step + 1 for step in plans[1:]), 30]  # the loader reads one batch ahead
+    for rows, start, stop in zip(asked, ahead[:-1], ahead[1:], strict=True):
+        assert {row for batch in batches[start : min(stop, start + 8)] for row in batch} <= set(rows.tolist())
+    assert all(len(set(batch)) == B for batch in batches)
+
+
 def test_two_processes_train_and_resume(tmp_path):
     """Each rank trains on its block of each step; over all of them each row once, and resumed as not stopped."""
     run_ranks(work, RANKS, tmp_path, folder=tmp_path)
