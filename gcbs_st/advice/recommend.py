@@ -61,8 +61,8 @@ def refuse_early(facts: DatasetFacts, loss: str | None, batch_size: int) -> tupl
         )
     if facts.one_text:
         reasons.append(
-            "Anchor and positive are one text, of which dropout makes a pair. Composed batches lost seven points there "
-            "(docs/results.md), so planner='auto' leaves such rows in random batches."
+            "Anchor and positive are one text, of which dropout makes a pair. The hardest batches lost seven points there, and "
+            "softer ones did not gain (docs/results.md), so planner='auto' leaves such rows in random batches."
         )
     if facts.rows < LEAST_BATCHES * batch_size:
         reasons.append(

@@ -52,8 +52,8 @@ class AutoChoices:
     def leaves_random(self, name: str) -> bool:
         """Whether the batches of a dataset are left to chance: dropout makes pairs of its single texts.
 
-        Unsupervised training lost by batches planned before it; soft ones planned while it went on gained with one seed of
-        two (docs/results.md), which is no ground for a default.
+        Unsupervised training lost by the hardest batches planned before it, and softer ones could not be told from random
+        ones (docs/results.md), which is no ground for a default.
         """
         args = self.trainer.args
         if args.planner != AUTO or args.planner_columns is not None or self.trainer.plans_differently:
