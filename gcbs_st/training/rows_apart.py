@@ -6,7 +6,7 @@ In: a dataset, its groups and listed positives, and its loss. Out: what its rows
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 
@@ -16,14 +16,11 @@ from gcbs_st.rows.columns import text_names
 from gcbs_st.rows.training_set import RowFacts
 from gcbs_st.training.loss_facts import masks_by_identity
 
-if TYPE_CHECKING:
-    from gcbs_st.training.loading import PlannedLoading
-
 
 class RowsApart:
     """The rows that a trainer keeps apart, by dataset."""
 
-    def __init__(self, trainer: PlannedLoading) -> None:
+    def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         # By dataset, which rows are no negatives of each other, for planners and measures.
         self.contradicting: dict[str, SharedValues] = {}

@@ -46,13 +46,11 @@ def _why_nothing_is_planned(trainer: Any, calendar: ReplanCallback, steps: list[
             f"planner_warmup_steps={args.planner_warmup_steps} and planner_cooldown_steps={args.planner_cooldown_steps} "
             f"leave none of its {max_steps} steps. Lower them"
         )
-    knows_trained = args.embedding_source == "harvest" and (args.first_plan, args.embedding_max_age) == (
-        "random",
-        None,
-    )
+    never_encodes = args.first_plan == "random" and args.embedding_max_age is None
     once = abilities_of(trainer.planner).covers_each_row_once
     passes = max(sampler.passes for sampler in trainer.planned_samplers.values())
-    if knows_trained and once and passes == 1 and steps is not None and max(steps) < calendar.steps_an_epoch():
+    in_first_epoch = steps is not None and max(steps) < calendar.steps_an_epoch()
+    if args.embedding_source == "harvest" and never_encodes and once and passes == 1 and in_first_epoch:
         return (
             "embedding_source='harvest' knows rows that were trained, but they are not drawn again before the next epoch, "
             "of which this run plans none. Train more epochs, or use first_plan='encode' or embedding_source='encode'"
@@ -78,10 +76,7 @@ def _idle_interval(trainer: Any, calendar: ReplanCallback) -> Iterator[tuple[str
     if trainer.feed is None:
         steps = min(calendar.steps_an_epoch(), trainer.state.max_steps)
         if calendar.interval(trainer.args.replan_steps) >= steps:
-            yield (
-                "replan_steps",
-                f"plans are made at each epoch's start, and the next one is due only {steps} steps later",
-            )
+            yield "replan_steps", f"each epoch begins with a plan, and ends (or the run does) within {steps} steps"
 
 
 def _idle_judgement(trainer: Any) -> Iterator[tuple[str, str]]:
