@@ -6,8 +6,7 @@ In: the training passes of every process, and rows to be encoded where none pass
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -61,12 +60,10 @@ class HarvestedRows:
             if self.is_main:
                 store.clear()
 
-    @contextmanager
-    def watching(self, name: str, rows: np.ndarray, step: int) -> Iterator[None]:
+    def watching(self, name: str, rows: np.ndarray, step: int) -> AbstractContextManager[None]:
         """See `EmbeddingSource.watching`."""
         part = self.parts[name]
-        with self.harvester.watching(name, rows if part.columns else None, step, part.column_positions):
-            yield
+        return self.harvester.watching(name, rows if part.columns else None, step, part.column_positions)
 
     def store(self) -> None:
         """Takes what the harvester holds."""

@@ -53,10 +53,6 @@ class HardnessSchedule:
         (start, first), (stop, last) = points[behind[-1]], points[behind[-1] + 1]
         return first + (last - first) * max(0.0, share - start) / (stop - start)
 
-    def at_step(self, max_steps: int) -> Callable[[int], float]:
-        """Returns `at` of a run of so many optimizer steps."""
-        return lambda step: self.at(step, max_steps)
-
     def steps(self, max_steps: int) -> set[int]:
         """Returns the optimizer steps at which a plan is made for the schedule's sake."""
         return {math.ceil(share * max_steps - 1e-9) for share, _ in self.points if 0 < share < 1}
@@ -77,7 +73,7 @@ def largest_lag(scheduled: Callable[[int], float], plan_steps: np.ndarray, end: 
     `plan_steps` are the (p,) ascending optimizer steps at which plans are made, at least one, and `end` the step at which
     planned batches end. Before the first plan they are random and behind nothing. Of long runs 1,000 steps are looked at.
 
-    >>> largest_lag(HardnessSchedule.from_field([[0, 1], [1, 0]]).at_step(100), np.array([0, 75]), 100)
+    >>> largest_lag(lambda step: 1 - step / 100, np.array([0, 75]), 100)
     Lag(hardness=1.0, scheduled=0.26, planned=0, step=74)
     """
     looked_at = np.unique(np.linspace(plan_steps[0], max(plan_steps[0], end - 1), _LOOKED_AT).astype(int))

@@ -36,7 +36,7 @@ from gcbs_st.training.loss_facts import contrasts_rows
 from gcbs_st.training.loss_states import RowStates, find_identity_losses, needs_row_ids
 from gcbs_st.training.model_card import MethodCallback
 from gcbs_st.training.refusals import refuse_model
-from gcbs_st.training.replan_callback import ReplanCallback
+from gcbs_st.training.replan_callback import ReplanCallback, rows_per_step
 from gcbs_st.training.replanner import Replanner
 from gcbs_st.training.row_memory import RowMemory
 from gcbs_st.training.rule import MASKED_AT_RANDOM
@@ -254,8 +254,7 @@ class PlannedTraining(PlannedCheckpoints):
     def _check_window(self, name: str) -> None:
         """Raises a ValueError if a window of rows holds less than two batches, among which there is nothing to choose."""
         steps, size = self.window_steps, self.contrast_size(name)
-        rows = steps * self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
-        if steps and rows < 2 * size:
+        if steps and steps * rows_per_step(self.args) < 2 * size:
             raise ValueError(
                 f"planning_window: got {self.args.planning_window} rows, expected at least {2 * size}, two batches of "
                 f"the {size} rows that are contrasted with one another: the batches of a window are composed of its rows."

@@ -111,7 +111,9 @@ class ReplanCallback(TrainerCallback):
     @staticmethod
     def window_steps(args: PlanningArguments) -> int:
         """Returns the optimizer steps that a window of rows is drawn in, 0 without windows."""
-        if args.planning_window is None:
-            return 0
-        a_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        return max(1, args.planning_window // a_step)
+        return 0 if args.planning_window is None else max(1, args.planning_window // rows_per_step(args))
+
+
+def rows_per_step(args: PlanningArguments) -> int:
+    """Returns the rows that all processes together draw for an optimizer step."""
+    return args.train_batch_size * args.world_size * args.gradient_accumulation_steps

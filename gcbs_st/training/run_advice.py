@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -60,10 +62,9 @@ def _why_nothing_is_planned(trainer: Any, calendar: ReplanCallback, steps: list[
 
 def _idle_arguments(trainer: Any, calendar: ReplanCallback) -> Iterator[tuple[str, str]]:
     """Fields that are not at their defaults and change nothing, with why."""
-    fields = type(trainer.args).__dataclass_fields__
-    given = {name for name, field in fields.items() if getattr(trainer.args, name) != field.default}
+    defaults = {field.name: field.default for field in dataclasses.fields(trainer.args)}
     idle = (*_idle_harvesting(trainer), *_idle_interval(trainer, calendar), *_idle_judgement(trainer))
-    return ((field, why) for field, why in idle if field in given)
+    return ((field, why) for field, why in idle if getattr(trainer.args, field) != defaults[field])
 
 
 def _idle_harvesting(trainer: Any) -> Iterator[tuple[str, str]]:
@@ -95,7 +96,8 @@ def _idle_judgement(trainer: Any) -> Iterator[tuple[str, str]]:
 def _warn_of_lag(trainer: Any, plan_steps: list[int]) -> None:
     """Warns where hardness is to change and no plan is made meanwhile; `plan_steps` is ascending, and not empty."""
     args, max_steps = trainer.args, trainer.state.max_steps
-    scheduled, field = args.hardness.at_step(max_steps), "planner_hardness"
+    scheduled: Callable[[int], float] = functools.partial(args.hardness.at, max_steps=max_steps)
+    field = "planner_hardness"
     if args.cluster_schedule == "curriculum":
         size = trainer.contrast_size(next(iter(trainer.planned_samplers)))
         scheduled, field = lambda step: hardness_of(size // trainer.clusters_at(step, size), size), "cluster_schedule"

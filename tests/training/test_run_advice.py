@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from typing import Any
@@ -221,9 +222,8 @@ def test_the_largest_lag_is_that_of_every_step():
     rng = np.random.default_rng(0)
     for _ in range(50):
         points = np.sort(rng.random(4)), rng.random(4)
-        scheduled = HardnessSchedule.from_field(
-            [[0, 1], *zip(*(side.tolist() for side in points), strict=True)]
-        ).at_step(90)
+        schedule = HardnessSchedule.from_field([[0, 1], *zip(*(side.tolist() for side in points), strict=True)])
+        scheduled = functools.partial(schedule.at, max_steps=90)
         plans = np.unique(rng.integers(0, 90, 5))
         lags = [abs(scheduled(step) - scheduled(plans[plans <= step].max())) for step in range(plans[0], 90)]
         found = largest_lag(scheduled, plans, 90)
